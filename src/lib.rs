@@ -1,0 +1,5 @@
+//! sealbd: a userspace NBD server that seals every sector before it leaves the host.
+pub mod export;
+pub mod geometry;
+pub mod payload;
+pub mod store;

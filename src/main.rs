@@ -1,0 +1,2 @@
+//! The `sealbd` command.
+fn main() {}

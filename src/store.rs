@@ -1,0 +1,130 @@
+//! Where ciphertext goes. A *slot store* is addressed by byte offset: a file, a remote NBD
+//! server, memory. It is never trusted: whatever it returns is authenticated above.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bytes::Bytes;
+
+/// A boxed future: stores are chosen at run time.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What a store can do, found out once when it is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capability {
+    /// Bytes that can be addressed.
+    pub size: u64,
+    /// The physical block: bytes in one block may be lost together when a write to it is cut
+    /// short. 512 or 4096; offsets and lengths of writes are multiples of it.
+    pub physical_block: u32,
+    /// Longest single read or write in bytes; callers split above it.
+    pub io_bytes_max: u32,
+    /// `discard` gives space back.
+    pub discard: bool,
+    /// The store refuses writes.
+    pub read_only: bool,
+}
+
+/// How far a store write must have come before it returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Persist {
+    /// Accepted; durable after the next [`SlotStore::sync`].
+    Volatile,
+    /// On stable storage when the call returns. Says nothing of earlier writes.
+    Durable,
+}
+
+/// Why a store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The backend cannot be opened as named.
+    #[error("{0}")]
+    Open(String),
+    /// Another process has the store open for writing.
+    #[error("{0} is in use by another process")]
+    Busy(String),
+    /// The backend cannot be reached, or went away and did not come back in time.
+    #[error("backend unreachable: {0}")]
+    Unreachable(String),
+    /// The device under the store is full.
+    #[error("no space left on the backing store")]
+    NoSpace,
+    /// The range lies behind the end of the store.
+    #[error("range {offset}+{len} lies behind the end of the store")]
+    OutOfRange {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The store ended before the range did.
+    #[error("short read at {offset}: wanted {wanted} bytes, got {got}")]
+    ShortRead {
+        /// First byte.
+        offset: u64,
+        /// Bytes asked for.
+        wanted: usize,
+        /// Bytes that came.
+        got: usize,
+    },
+    /// A remote store broke the protocol.
+    #[error("backend broke the protocol: {0}")]
+    Protocol(String),
+    /// The outcome of a sync is unknown or failed: nothing since the last good one is promised.
+    #[error("sync failed: {0}")]
+    SyncFailed(String),
+    /// The operating system's word.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done.
+        context: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// A store addressed by byte offset.
+///
+/// The contract, held by `tests/store_conformance.rs` for every store:
+/// - A returned write is visible to every later read of this process, and survives the death of
+///   the process. It survives the death of the host only after a `sync` that started after it
+///   returned, or when it was [`Persist::Durable`].
+/// - Concurrent calls on disjoint ranges do not disturb each other, though they may land in any order.
+/// - A read returns exactly `len` bytes or an error, never invented zeros.
+/// - After a failed `sync` the store makes no promise about anything unsynced; the caller stops.
+///
+/// # Cancel safety
+/// Reads may be dropped. A dropped write or discard may still take effect later.
+pub trait SlotStore: Send + Sync + 'static {
+    /// What the store can do.
+    fn capability(&self) -> Capability;
+
+    /// Where the store is, for people: the URI without anything secret.
+    fn describe(&self) -> String;
+
+    /// Reads without waiting, if that is possible right now (page cache, memory). `None` means
+    /// "use [`read_at`](Self::read_at)"; it is never an error. `buf` is filled only on `Some(Ok)`.
+    fn try_read_at(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), StoreError>> {
+        let _ = (offset, buf);
+        None
+    }
+
+    /// Reads `len` bytes, at most [`Capability::io_bytes_max`]. Any alignment.
+    fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>>;
+
+    /// Writes the parts one behind the other from `offset` on; together at most
+    /// [`Capability::io_bytes_max`]. Offset and total length are multiples of
+    /// [`Capability::physical_block`].
+    fn write_at(
+        &self,
+        offset: u64,
+        parts: Vec<Bytes>,
+        persist: Persist,
+    ) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Makes every returned write durable.
+    fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Gives a range back to the store; a hint. What it reads as afterwards is undefined.
+    fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>>;
+}
