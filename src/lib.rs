@@ -1,5 +1,7 @@
 //! sealbd: a userspace NBD server that seals every sector before it leaves the host.
+pub mod cipher;
 pub mod export;
+pub mod format;
 pub mod geometry;
 pub mod payload;
 pub mod store;

@@ -6,16 +6,18 @@
 //! Partial sectors at either edge of an unaligned write are completed by the volume
 //! (read-merge-write) in the same memory.
 
+use bytes::BytesMut;
+
 use crate::geometry::{ByteRange, SECTOR_BYTES, SECTOR_LEN, SectorRange};
 
 /// Bytes of one record: a sealed sector and its tag (docs/FORMAT.md §1).
 pub const RECORD_LEN: usize = SECTOR_LEN + 16;
 
-/// Plaintext of one write, laid out as records. Wiped when dropped unless it became ciphertext.
+/// Plaintext of one write, laid out as records.
 pub struct Payload {
     range: ByteRange,
     /// `range.covering_sectors().count` records of [`RECORD_LEN`] bytes.
-    records: Vec<u8>,
+    records: BytesMut,
 }
 
 impl Payload {
@@ -26,7 +28,7 @@ impl Payload {
     #[must_use]
     pub fn zeroed(range: ByteRange) -> Self {
         let count = usize::try_from(range.covering_sectors().count).expect("request length is bounded");
-        Self { range, records: vec![0; count * RECORD_LEN] }
+        Self { range, records: BytesMut::zeroed(count * RECORD_LEN) }
     }
 
     /// A payload holding `data`, whose length is that of `range`.
@@ -84,7 +86,7 @@ impl Payload {
 
     /// Gives the memory away.
     #[must_use]
-    pub fn into_records(self) -> Vec<u8> {
+    pub fn into_records(self) -> BytesMut {
         self.records
     }
 }
