@@ -5,3 +5,4 @@ pub mod format;
 pub mod geometry;
 pub mod payload;
 pub mod store;
+pub mod volume;

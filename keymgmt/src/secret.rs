@@ -48,3 +48,15 @@ pub struct Dek(pub Secret32);
 
 /// A key-encryption key.
 pub struct Kek(pub Secret32);
+
+impl Dek {
+    /// tmp
+    pub fn generate() -> Result<Self, crate::manager::KeyError> {
+        use rand::TryRng;
+        let mut b = [0; 32];
+        rand::rngs::SysRng
+            .try_fill_bytes(&mut b)
+            .map_err(|_| crate::manager::KeyError::Secret(String::new()))?;
+        Ok(Self(Secret32::take(&mut b)))
+    }
+}

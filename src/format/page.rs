@@ -130,9 +130,7 @@ impl Leaf {
         for (start, loc) in (0u16..).zip(locs) {
             match extents.last_mut() {
                 _ if *loc == Loc::HOLE => {}
-                Some(last) if last.start + last.len == start && last.loc.step(last.len.into()) == *loc => {
-                    last.len += 1
-                }
+                Some(last) if last.start + last.len == start && follows(*last, *loc) => last.len += 1,
                 _ => extents.push(LeafExtent { start, len: 1, loc: *loc }),
             }
         }
@@ -239,6 +237,11 @@ impl Leaf {
         end_page(reader)?;
         Ok(Self::Extents(extents))
     }
+}
+
+/// Whether `loc` is the next one in step, in the same segment.
+fn follows(extent: LeafExtent, loc: Loc) -> bool {
+    extent.loc.handle() == loc.handle() && extent.loc.step(extent.len.into()) == loc
 }
 
 /// A page of level 1 or 2: where its 512 children lie.

@@ -1,0 +1,216 @@
+//! The encrypted volume: a log-structured disk on a slot store (docs/FORMAT.md §8–§12).
+//!
+//! A 4 KiB write: [`write`] validates nothing (the NBD side did) and hands the payload to the
+//! [`log`]: it waits for nobody, is composed into a chunk with whatever else is waiting, sealed,
+//! written, and answered in log order. [`checkpoint`] folds the newer entries into the tree and writes a
+//! root; [`recover`] is its counterpart at open.
+//!
+//! | file | topic |
+//! |---|---|
+//! | [`write`], [`read`], [`flush`] | what clients ask for |
+//! | `log`, `queue`, `tail` | group commit, order, the open segment |
+//! | `delta`, `tree`, `merge` | index: newer entries, pages on the store, folding one into the other |
+//! | `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
+//! | `checkpoint`, `recover`, `maintain` | roots, opening, background work |
+//! | [`create`], [`unlock`], [`check`] | making, unlocking and verifying volumes |
+
+//pub mod check;
+mod checkpoint;
+pub mod create;
+mod delta;
+mod error;
+mod flush;
+mod index_writer;
+mod io;
+mod log;
+mod maintain;
+mod merge;
+mod queue;
+mod read;
+mod recover;
+mod replay;
+mod segments;
+mod status;
+mod tail;
+mod tree;
+pub mod unlock;
+mod write;
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+
+use tokio::sync::Notify;
+
+use crate::cipher::{UidSource, VolumeKeys};
+use crate::export::{Durability, Export, ExportError, ExportInfo, Extent, ZeroMode};
+use crate::format::header::Header;
+use crate::geometry::{ByteRange, SECTOR_BYTES};
+use crate::payload::Payload;
+use crate::store::SlotStore;
+
+pub use error::VolumeError;
+pub use recover::OpenMode;
+pub use status::{SpaceStatus, VolumeStatus};
+
+/// An open volume. Cheap to clone; the last clone should be [`close`](Volume::close)d.
+#[derive(Clone)]
+pub struct Volume {
+    core: Arc<Core>,
+}
+
+/// What all parts of an open volume share.
+///
+/// Locks are taken in this order and never held across an await: `tail`, `queue`, `map`, the
+/// segment table. `checkpointer` and `flusher` are asynchronous and come before all of them.
+struct Core {
+    store: Arc<dyn SlotStore>,
+    header: Header,
+    mode: OpenMode,
+    keys: Arc<VolumeKeys>,
+    uids: UidSource,
+    segments: io::SegmentReader,
+    pages: tree::Pages,
+    map: RwLock<Map>,
+    queue: Mutex<queue::Queue>,
+    tail: Mutex<tail::Tail>,
+    checkpointer: tokio::sync::Mutex<checkpoint::Checkpointer>,
+    flusher: tokio::sync::Mutex<()>,
+    /// Wakes the background task.
+    wake: Arc<Notify>,
+    /// Told whenever a chunk completes.
+    progress: Notify,
+    counters: Counters,
+    /// Number of the last root that was written or tried.
+    generation: AtomicU64,
+    /// This session's number.
+    writer_epoch: u64,
+}
+
+/// The index: newest entries first.
+struct Map {
+    /// Entries of completed chunks since the last freeze.
+    active: delta::Delta,
+    /// Entries that a checkpoint is folding into the tree right now.
+    frozen: Option<Arc<delta::Delta>>,
+    /// The tree of the last root.
+    tree: Arc<tree::Tree>,
+}
+
+/// Totals since open.
+#[derive(Default)]
+struct Counters {
+    bytes_written: AtomicU64,
+    log_bytes: AtomicU64,
+    chunks: AtomicU64,
+    index_bytes: AtomicU64,
+    sealed_messages: AtomicU64,
+    authentication_failures: AtomicU64,
+}
+
+impl Core {
+    fn queue(&self) -> MutexGuard<'_, queue::Queue> {
+        self.queue.lock().expect("no panic while the queue is held")
+    }
+
+    fn tail(&self) -> MutexGuard<'_, tail::Tail> {
+        self.tail.lock().expect("no panic while the tail is held")
+    }
+
+    fn map(&self) -> std::sync::RwLockReadGuard<'_, Map> {
+        self.map.read().expect("no panic while the map is held")
+    }
+
+    fn map_mut(&self) -> std::sync::RwLockWriteGuard<'_, Map> {
+        self.map.write().expect("no panic while the map is held")
+    }
+
+    fn align(&self) -> usize {
+        self.header.align as usize
+    }
+
+    /// Refuses changes to a volume that was opened for reading.
+    fn check_writable(&self) -> Result<(), ExportError> {
+        match self.mode {
+            OpenMode::ReadWrite => Ok(()),
+            OpenMode::ReadOnly => Err(ExportError::ReadOnly),
+        }
+    }
+}
+
+impl Volume {
+    /// The authenticated header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.core.header
+    }
+
+    /// Finishes what is under way, folds the log into the tree, and writes a last root. Afterwards
+    /// every change is refused with [`ExportError::ShuttingDown`].
+    ///
+    /// # Errors
+    /// When the last root could not be written; the volume opens all the same, by replaying its log.
+    pub async fn close(&self) -> Result<(), VolumeError> {
+        if self.core.mode == OpenMode::ReadOnly {
+            return Ok(());
+        }
+        let result = self.core.checkpoint().await;
+        self.core.queue().stop(ExportError::ShuttingDown);
+        self.core.wake.notify_one();
+        result
+    }
+
+    /// Folds the newer entries into the tree and writes a root now.
+    ///
+    /// # Errors
+    /// [`VolumeError`]; the volume goes on with its old root.
+    pub async fn checkpoint(&self) -> Result<(), VolumeError> {
+        self.core.checkpoint().await
+    }
+}
+
+impl Export for Volume {
+    fn info(&self) -> ExportInfo {
+        let id = uuid::Uuid::from_bytes(self.core.header.volume);
+        let label = self.core.header.label_text();
+        let description =
+            if label.is_empty() { format!("sealbd {id}") } else { format!("sealbd {id} {label}") };
+        let read_only = self.core.mode == OpenMode::ReadOnly;
+        ExportInfo { size: self.core.header.export_bytes, read_only, description }
+    }
+
+    async fn read<'a>(&'a self, range: ByteRange, buf: &'a mut [u8]) -> Result<Vec<ByteRange>, ExportError> {
+        self.core.read(range, buf).await
+    }
+
+    async fn write(&self, payload: Payload, durability: Durability) -> Result<(), ExportError> {
+        let seq = self.core.write(payload).await?;
+        self.core.make(durability, seq).await
+    }
+
+    async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), ExportError> {
+        let seq = self.core.trim(range).await?;
+        self.core.make(durability, seq).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        range: ByteRange,
+        mode: ZeroMode,
+        durability: Durability,
+    ) -> Result<(), ExportError> {
+        let seq = self.core.write_zeroes(range, mode).await?;
+        self.core.make(durability, seq).await
+    }
+
+    async fn flush(&self) -> Result<(), ExportError> {
+        self.core.flush().await
+    }
+
+    async fn cache(&self, range: ByteRange) -> Result<(), ExportError> {
+        self.core.prefetch(range).await
+    }
+
+    async fn block_status(&self, range: ByteRange, extents_max: usize) -> Result<Vec<Extent>, ExportError> {
+        self.core.block_status(range, extents_max).await
+    }
+}

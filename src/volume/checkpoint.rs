@@ -1,0 +1,339 @@
+//! Checkpoints and roots (docs/FORMAT.md §10): folding the newer entries into the tree, and writing
+//! down one consistent state.
+//!
+//! Every root is written by [`Core::write_root`]: the first one of a new volume, the claim root of
+//! an opened one, and those of checkpoints. One checkpoint runs at a time; writers go on meanwhile.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::delta::Delta;
+use super::index_writer::IndexWriter;
+use super::io::write_store;
+use super::merge::Merger;
+use super::queue::Health;
+use super::segments::LiveChange;
+use super::tree::Tree;
+use super::{Core, VolumeError};
+use crate::export::ExportError;
+use crate::format::page::Handle;
+use crate::format::root::{
+    BlobPointer, LogSpan, PLACES_MAX, PREVIOUS_MAX, RING_BLOCK_LEN, RingBlock, Root, seal_table_part,
+};
+use crate::format::table::{PART_ROWS_MAX, ROW_LEN};
+use crate::geometry::Generation;
+use crate::store::Persist;
+
+/// Slots that a root reserves for the time until the next: 1 GiB of log at 8 MiB a segment, and room
+/// for the index. The checkpoint at 1 GiB of log (§10) comes before they run out.
+const RESERVE_TARGET: usize = 192;
+/// Rows by which the table may grow while its own place is found: one per index segment opened.
+const ROWS_SLACK: usize = 64;
+
+/// What only the running checkpoint touches.
+#[derive(Default)]
+pub(super) struct Checkpointer {
+    pub(super) index: IndexWriter,
+    /// Authentication codes of the last roots, newest first.
+    pub(super) previous: Vec<[u8; 16]>,
+    /// Closed stretches of log that recovery replayed and no checkpoint has folded in yet.
+    pub(super) replayed: Vec<LogSpan>,
+    /// Header generation that roots demand from now on.
+    pub(super) header_generation: u64,
+}
+
+/// What a root is to say.
+struct Plan {
+    tree: Tree,
+    spans: Vec<LogSpan>,
+    change: LiveChange,
+    /// Log segments that a replay of this root visits.
+    log: HashSet<Handle>,
+}
+
+impl Core {
+    /// Folds every entry of completed chunks into the tree and writes a root.
+    ///
+    /// # Errors
+    /// [`VolumeError`]; the volume goes on with its old root.
+    pub(super) async fn checkpoint(self: &Arc<Self>) -> Result<(), VolumeError> {
+        let mut checkpointer = self.checkpointer.lock().await;
+        self.checkpoint_locked(&mut checkpointer).await
+    }
+
+    async fn checkpoint_locked(self: &Arc<Self>, checkpointer: &mut Checkpointer) -> Result<(), VolumeError> {
+        // c1: freeze at a chunk boundary.
+        let (frozen, span) = {
+            let mut queue = self.queue();
+            queue.unrooted_bytes = 0;
+            let mut map = self.map_mut();
+            let frozen = Arc::new(std::mem::take(&mut map.active));
+            map.frozen = Some(frozen.clone());
+            (frozen, queue.completed)
+        };
+        let tree = self.map().tree.clone();
+        let written = self.fold_and_write(checkpointer, &frozen, &tree, span).await;
+        match written {
+            Ok(new) => {
+                let mut map = self.map_mut();
+                map.tree = Arc::new(new);
+                map.frozen = None;
+                Ok(())
+            }
+            Err(error) => {
+                checkpointer.index.abandon(self);
+                let mut map = self.map_mut();
+                map.frozen = None;
+                let newer = std::mem::replace(&mut map.active, Arc::unwrap_or_clone(frozen));
+                map.active.overlay(&newer);
+                Err(error)
+            }
+        }
+    }
+
+    async fn fold_and_write(
+        self: &Arc<Self>,
+        checkpointer: &mut Checkpointer,
+        frozen: &Delta,
+        tree: &Tree,
+        span: LogSpan,
+    ) -> Result<Tree, VolumeError> {
+        // The frozen entries name records that must be durable before a root does.
+        self.flush_to(span.start_seq - 1).await.map_err(stopped)?;
+        // c2, c3: new pages.
+        let mut merger = Merger { core: self, index: &mut checkpointer.index, change: LiveChange::default() };
+        let new = merger.merge(tree, frozen).await?;
+        let change = merger.change;
+        let log = self.log_from(span.handle);
+        let plan = Plan { tree: new.clone(), spans: vec![span], change, log };
+        let replayed = std::mem::take(&mut checkpointer.replayed);
+        let durable = self.write_root(checkpointer, plan).await;
+        if durable.is_err() {
+            checkpointer.replayed = replayed;
+        } else {
+            self.forget_log_before(span.handle);
+        }
+        durable.map(|()| new)
+    }
+
+    /// Writes the root that claims the volume for this session, or the first one of a new volume:
+    /// the tree as it is, the log closed where it ends, and a fresh segment to go on in.
+    pub(super) async fn claim(self: &Arc<Self>, checkpointer: &mut Checkpointer) -> Result<(), VolumeError> {
+        let tree = (*self.map().tree).clone();
+        let spans = checkpointer.replayed.iter().copied().chain(self.open_span()).collect();
+        let log = self.tail().segments.iter().copied().collect();
+        self.write_root(checkpointer, Plan { tree, spans, change: LiveChange::default(), log }).await
+    }
+
+    fn open_span(&self) -> Option<LogSpan> {
+        let has_log = self.tail().next.is_some();
+        has_log.then(|| self.queue().completed)
+    }
+
+    /// Closes the log behind the last chunk that took effect, so that nothing of the chunk that
+    /// could not be written, or of those behind it, is ever replayed; then the log goes on in a
+    /// fresh segment (docs/FORMAT.md §15).
+    pub(super) async fn repair(self: &Arc<Self>) -> Result<(), ExportError> {
+        let mut checkpointer = self.checkpointer.lock().await;
+        let cause = match &self.queue().health {
+            Health::Good => return Ok(()),
+            Health::Stopped(error) => return Err(error.clone()),
+            Health::NeedsRepair(error) => error.clone(),
+        };
+        loop {
+            let progress = self.progress.notified();
+            if self.queue().in_flight.is_empty() {
+                break;
+            }
+            progress.await;
+        }
+        if self.restart_log().is_err() {
+            return Err(cause);
+        }
+        match self.checkpoint_locked(&mut checkpointer).await {
+            Ok(()) => {
+                let mut queue = self.queue();
+                if matches!(queue.health, Health::NeedsRepair(_)) {
+                    queue.health = Health::Good;
+                }
+                Ok(())
+            }
+            Err(_) => Err(cause),
+        }
+    }
+
+    /// Gives up the segment that a chunk failed in.
+    fn restart_log(self: &Arc<Self>) -> Result<(), VolumeError> {
+        let mut tail = self.tail();
+        let untouched = tail.current.is_none() && tail.next.is_some();
+        if !untouched {
+            let generation = Generation(self.generation.load(Ordering::Relaxed) + 1);
+            let fresh = self.prepare_log_segment(generation)?.ok_or(VolumeError::NoSpace)?;
+            if let Some(old) = tail.current.take() {
+                self.segments.table_mut().close(old.handle);
+            }
+            if let Some(announced) = tail.next.take() {
+                tail.segments.retain(|handle| *handle != announced.handle);
+                self.segments.table_mut().abandon(announced.handle, announced.slot);
+            }
+            tail.segments.push_back(fresh.handle);
+            tail.next = Some(fresh);
+        }
+        let mut queue = self.queue();
+        tail.next_seq = queue.completed.start_seq;
+        tail.chain = queue.completed.chain;
+        queue.completed = tail.span_of_next(self.header.active_epoch).expect("prepared above");
+        Ok(())
+    }
+
+    /// Log segments from `first` on.
+    fn log_from(&self, first: Handle) -> HashSet<Handle> {
+        self.tail().segments.iter().copied().skip_while(|handle| *handle != first).collect()
+    }
+
+    fn forget_log_before(&self, first: Handle) {
+        let mut tail = self.tail();
+        while tail.segments.front().is_some_and(|handle| *handle != first) {
+            tail.segments.pop_front();
+        }
+    }
+
+    /// Writes root number generation + 1: table and payload into the index, a flush, the ring block.
+    async fn write_root(
+        self: &Arc<Self>,
+        checkpointer: &mut Checkpointer,
+        plan: Plan,
+    ) -> Result<(), VolumeError> {
+        // A number is never tried twice: whether a failed try reached the store is unknown.
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        let Plan { tree, spans, change, log } = plan;
+        let reserved = self.segments.table_mut().reserve(RESERVE_TARGET);
+        let mut root = Root {
+            generation,
+            added: Vec::new(),
+            freed: Vec::new(),
+            previous: checkpointer.previous.clone(),
+            writer_epoch: self.writer_epoch,
+            min_header_generation: checkpointer.header_generation,
+            export_bytes: self.header.export_bytes,
+            log_spans: spans,
+            reserved,
+            tops: tree.tops,
+            table: Vec::new(),
+            sealed_messages: self.counters.sealed_messages.load(Ordering::Relaxed) + SEALED_MARGIN,
+        };
+        self.segments.table_mut().apply(&change);
+        let tried = self.write_root_inner(checkpointer, &mut root, &log).await;
+        let (mac, reusable) = {
+            let mut table = self.segments.table_mut();
+            let (mac, dead) = match tried {
+                Ok(done) => done,
+                Err(error) => {
+                    table.apply(&change.inverse());
+                    table.restore_added(root.added);
+                    return Err(error);
+                }
+            };
+            table.free(&dead, Generation(generation), |phys| self.header.slot_at(phys));
+            (mac, table.root_is_durable(Generation(generation)))
+        };
+        checkpointer.previous.insert(0, mac);
+        checkpointer.previous.truncate(PREVIOUS_MAX);
+        for slot in reusable {
+            // A hint; the slot is free whether or not the store takes it back.
+            let _ =
+                self.store.discard(self.header.slot_offset(slot), u64::from(self.header.segment_bytes)).await;
+        }
+        self.resume_stalled();
+        Ok(())
+    }
+
+    async fn write_root_inner(
+        self: &Arc<Self>,
+        checkpointer: &mut Checkpointer,
+        root: &mut Root,
+        log: &HashSet<Handle>,
+    ) -> Result<([u8; 16], Vec<Handle>), VolumeError> {
+        let index = &mut checkpointer.index;
+        // Places first: opening an index segment adds a row that the table must hold.
+        let rows = self.segments.table().row_count() + ROWS_SLACK;
+        let mut places = Vec::new();
+        for first in (0..rows).step_by(PART_ROWS_MAX) {
+            let count = PART_ROWS_MAX.min(rows - first);
+            places.push(index.place(self, 8 + count * ROW_LEN + crate::cipher::TAG_LEN)?);
+        }
+        let listed = {
+            let table = self.segments.table();
+            let dead = table.dead(|handle| log.contains(&handle)).len();
+            dead.min(PLACES_MAX) + (table.added_count() + ROWS_SLACK).min(PLACES_MAX)
+        };
+        let payload = index.place(self, root.sealed_len() + places.len() * 36 + listed * 24)?;
+        let mut pinned = log.clone();
+        pinned.extend(places.iter().map(|place| place.handle));
+        pinned.insert(payload.handle);
+        let (parts, dead) = {
+            let mut table = self.segments.table_mut();
+            let mut dead = table.dead(|handle| pinned.contains(&handle));
+            dead.truncate(PLACES_MAX);
+            root.added = table.take_added();
+            root.freed = table.places(&dead);
+            (table.parts(&dead), dead)
+        };
+        // Replication needs the list whole or not at all; a longer one is told by the table.
+        let mut stored = root.clone();
+        if stored.added.len() > PLACES_MAX {
+            stored.added.clear();
+        }
+        for (number, (part, place)) in (0u64..).zip(parts.into_iter().zip(places)) {
+            let plaintext = part.encode();
+            let len = plaintext.len() + crate::cipher::TAG_LEN;
+            let offset = place.range.offset();
+            stored.table.push(blob_pointer(self, &place, offset, len));
+            index.put(place.handle, offset, &seal_table_part(number, plaintext, place.range));
+        }
+        let offset = payload.range.offset();
+        let pointer = blob_pointer(self, &payload, offset, stored.sealed_len());
+        index.put(payload.handle, offset, &stored.seal(payload.range));
+        index.write_out(self).await?;
+        // c4: everything that the root names is durable before the ring names the root.
+        self.store.sync().await?;
+        // c5, c6.
+        let block = RingBlock {
+            generation: root.generation,
+            writer_epoch: self.writer_epoch,
+            session_id: self.uids.session_id(),
+            header_generation: checkpointer.header_generation,
+            payload: pointer,
+        };
+        let (bytes, mac) = block.encode(&self.keys);
+        let slot = root.generation % u64::from(self.header.ring_slots);
+        let at = self.header.ring_offset + slot * RING_BLOCK_LEN as u64;
+        write_store(&*self.store, at, vec![Bytes::from(bytes)], Persist::Durable).await?;
+        Ok((mac, dead))
+    }
+}
+
+/// Messages that may be sealed between two roots, counted before they are: 1 GiB of sectors, 8-fold.
+const SEALED_MARGIN: u64 = 1 << 21;
+
+fn blob_pointer(
+    core: &Core,
+    place: &super::index_writer::IndexPlace,
+    offset: u64,
+    len: usize,
+) -> BlobPointer {
+    BlobPointer {
+        uid: place.uid,
+        phys: place.phys,
+        epoch: core.header.active_epoch,
+        offset: u32::try_from(offset).expect("segments are at most 64 MiB"),
+        len: u32::try_from(len).expect("blobs are at most a few MiB"),
+    }
+}
+
+fn stopped(error: ExportError) -> VolumeError {
+    VolumeError::Stopped(error.to_string())
+}

@@ -1,0 +1,220 @@
+//! Making a volume: geometry from sizes, a fresh data key, the first root, and the header last, so that
+//! a half-made volume is none.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use keymgmt::manager::{KeyManager, WrappedKey};
+use keymgmt::secret::Dek;
+
+use super::io::write_store;
+use super::maintain::private_reserve;
+use super::tail::unix_seconds;
+use super::unlock::wrap_context;
+use super::{Core, VolumeError};
+use crate::cipher::segment::random;
+use crate::cipher::{Engine, VolumeKeys};
+use crate::format::header::{
+    DATA_START, EXPORT_BYTES_MAX, HEADER_LEN, HEADER_OFFSETS, Header, RING_OFFSET, RING_SLOTS,
+};
+use crate::format::keyslot::{KEYSLOT_COUNT, Keyslot, KeyslotState};
+use crate::format::segment::SEGMENT_HEADER_LEN;
+use crate::geometry::{SECTOR_BYTES, SECTOR_LEN};
+use crate::payload::RECORD_LEN;
+use crate::store::{Persist, SlotStore};
+
+/// Exports from this size on use segments of 8 MiB; smaller ones of 2 MiB, to have enough of them.
+const LARGE_EXPORT: u64 = 4 << 30;
+/// Smallest export; below it the fixed parts outweigh the data.
+pub const EXPORT_BYTES_MIN: u64 = 1 << 20;
+
+/// Sizes of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Geometry {
+    /// Bytes that clients see.
+    pub export_bytes: u64,
+    /// Bytes of a segment.
+    pub segment_bytes: u32,
+    /// Number of segments.
+    pub slots: u64,
+}
+
+impl Geometry {
+    /// The geometry of a volume whose clients see `export_bytes`: 1.25 times the segments that its
+    /// data fills (docs/FORMAT.md §11), the private reserve, and room for the index.
+    ///
+    /// # Errors
+    /// [`VolumeError::Refused`] when the size is no multiple of 4096 or out of bounds.
+    pub fn for_export(export_bytes: u64) -> Result<Self, VolumeError> {
+        if !export_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(VolumeError::Refused(format!("size {export_bytes} is not a multiple of 4096")));
+        }
+        if !(EXPORT_BYTES_MIN..=EXPORT_BYTES_MAX).contains(&export_bytes) {
+            return Err(VolumeError::Refused(format!(
+                "size {export_bytes} is outside {EXPORT_BYTES_MIN} … {EXPORT_BYTES_MAX}"
+            )));
+        }
+        let segment_bytes: u32 = if export_bytes >= LARGE_EXPORT { 8 << 20 } else { 2 << 20 };
+        let full = (export_bytes / SECTOR_BYTES).div_ceil(records_per_segment(segment_bytes));
+        // Dense leaves are 1/512 of the data; two generations of them, and the log's own segments.
+        let index = (export_bytes / 256).div_ceil(segment_bytes.into()) + 4;
+        let with_spare = full + full.div_ceil(4) + index;
+        Ok(Self { export_bytes, segment_bytes, slots: with_spare + private_reserve(with_spare) })
+    }
+
+    /// Bytes that the store must have.
+    #[must_use]
+    pub fn store_bytes(&self) -> u64 {
+        DATA_START + self.slots * u64::from(self.segment_bytes)
+    }
+
+    /// The largest export that a store of `store_bytes` holds.
+    ///
+    /// # Errors
+    /// [`VolumeError::StoreTooSmall`].
+    pub fn for_store(store_bytes: u64) -> Result<Self, VolumeError> {
+        let too_small = |_| {
+            let needed = Self::for_export(EXPORT_BYTES_MIN).map_or(u64::MAX, |least| least.store_bytes());
+            VolumeError::StoreTooSmall { found: store_bytes, needed }
+        };
+        let fits =
+            |export| Self::for_export(export).is_ok_and(|geometry| geometry.store_bytes() <= store_bytes);
+        let (mut good, mut bad) =
+            (EXPORT_BYTES_MIN, EXPORT_BYTES_MAX.min(store_bytes).max(EXPORT_BYTES_MIN) + (1 << 20));
+        if !fits(good) {
+            return Err(too_small(()));
+        }
+        while bad - good > 1 << 20 {
+            let middle = (good + (bad - good) / 2) >> 20 << 20;
+            if middle == good {
+                break;
+            }
+            *(if fits(middle) { &mut good } else { &mut bad }) = middle;
+        }
+        Self::for_export(good)
+    }
+}
+
+/// Sectors that a segment holds when it is filled with full chunks.
+fn records_per_segment(segment_bytes: u32) -> u64 {
+    // A full chunk has 256 records and a header below 8 KiB.
+    let chunk = 256 * RECORD_LEN + 2 * SECTOR_LEN;
+    let room = segment_bytes as usize - SEGMENT_HEADER_LEN;
+    (room / chunk * 256 + (room % chunk).saturating_sub(2 * SECTOR_LEN) / RECORD_LEN) as u64
+}
+
+/// A volume about to be made: its key exists, nothing is on the store.
+pub struct NewVolume {
+    header: Header,
+    dek: Dek,
+    keys: Arc<VolumeKeys>,
+}
+
+impl NewVolume {
+    /// A fresh identity and data key.
+    ///
+    /// # Errors
+    /// [`VolumeError::Randomness`].
+    pub fn prepare(geometry: Geometry, align: u32, label: &str, engine: Engine) -> Result<Self, VolumeError> {
+        let Geometry { export_bytes, segment_bytes, slots } = geometry;
+        let mut label_bytes = [0; 64];
+        if label.len() > label_bytes.len() {
+            return Err(VolumeError::Refused(format!(
+                "label has {} bytes, at most 64 are possible",
+                label.len()
+            )));
+        }
+        label_bytes[..label.len()].copy_from_slice(label.as_bytes());
+        let volume = uuid::Builder::from_random_bytes(random()?).into_uuid().into_bytes();
+        let header = Header {
+            volume,
+            generation: 1,
+            compat: 0,
+            ro_compat: 0,
+            align,
+            segment_bytes,
+            export_bytes,
+            slots,
+            data_start: DATA_START,
+            active_epoch: 1,
+            ring_slots: RING_SLOTS,
+            ring_offset: RING_OFFSET,
+            salt: random()?,
+            label: label_bytes,
+            keyslots: [const { None }; KEYSLOT_COUNT],
+        };
+        let dek = Dek::generate()?;
+        let keys = Arc::new(VolumeKeys::derive(engine, &dek, &header.salt, &header.volume));
+        Ok(Self { header, dek, keys })
+    }
+
+    /// The header so far.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Wraps the data key into the next free keyslot and returns its number.
+    ///
+    /// # Errors
+    /// The manager's.
+    pub async fn add_key(&mut self, manager: &dyn KeyManager, priority: u16) -> Result<usize, VolumeError> {
+        add_key(&mut self.header, &self.dek, &self.keys, manager, priority).await
+    }
+
+    /// Puts the volume on the store. Whatever was there is unreadable afterwards.
+    ///
+    /// # Errors
+    /// [`VolumeError`]; the store then holds no volume.
+    pub async fn write(self, store: Arc<dyn SlotStore>) -> Result<Header, VolumeError> {
+        let Self { header, keys, dek: _ } = self;
+        let size = store.capability().size;
+        if size < header.store_bytes() {
+            return Err(VolumeError::StoreTooSmall { found: size, needed: header.store_bytes() });
+        }
+        // Old headers go first, then the old ring: at no point do old and new mix.
+        let nothing = Bytes::from(vec![0; HEADER_LEN]);
+        for offset in HEADER_OFFSETS {
+            write_store(&*store, offset, vec![nothing.clone()], Persist::Volatile).await?;
+        }
+        store.sync().await?;
+        let ring_and_lease = (RING_SLOTS as usize + 1) * SECTOR_LEN;
+        write_store(&*store, RING_OFFSET, vec![Bytes::from(vec![0; ring_and_lease])], Persist::Volatile)
+            .await?;
+        store.sync().await?;
+        let core = Core::unborn(store.clone(), header, keys.clone())?;
+        core.claim(&mut *core.checkpointer.lock().await).await?;
+        let bytes = Bytes::from(core.header.encode(&keys));
+        for offset in HEADER_OFFSETS {
+            write_store(&*store, offset, vec![bytes.clone()], Persist::Volatile).await?;
+        }
+        store.sync().await?;
+        Ok(core.header.clone())
+    }
+}
+
+/// Wraps a data key into the next free keyslot of a header and returns its number.
+///
+/// # Errors
+/// [`VolumeError::Refused`] when all sixteen are in use, or the manager's error.
+pub async fn add_key(
+    header: &mut Header,
+    dek: &Dek,
+    keys: &VolumeKeys,
+    manager: &dyn KeyManager,
+    priority: u16,
+) -> Result<usize, VolumeError> {
+    let free = header.keyslots.iter().position(Option::is_none);
+    let number =
+        free.ok_or_else(|| VolumeError::Refused("all 16 keyslots are in use; remove one first".into()))?;
+    let key: WrappedKey = manager.wrap(dek, wrap_context(header)).await?;
+    header.keyslots[number] = Some(Keyslot {
+        state: KeyslotState::Active,
+        epoch: header.active_epoch,
+        created: unix_seconds(),
+        priority,
+        key,
+        commit: *keys.commit(),
+    });
+    Ok(number)
+}

@@ -1,0 +1,109 @@
+//! Everything that can be wrong with a volume, by cause.
+
+use crate::cipher::segment::NoRandomness;
+use crate::export::ExportError;
+use crate::format::FormatError;
+use crate::store::StoreError;
+
+/// Why a volume did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Neither place of a header holds one.
+    #[error("this is not a sealbd volume (no header at 0 or at 1 MiB)")]
+    NotAVolume,
+    /// The header asks for something that this program does not know.
+    #[error(transparent)]
+    Unsupported(FormatError),
+    /// A structure did not decode or authenticate.
+    #[error("{structure} at byte {offset} of the store is damaged: {source}")]
+    Damaged {
+        /// Which structure.
+        structure: &'static str,
+        /// Where it lies on the store.
+        offset: u64,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// Authenticated structures contradict each other: a bug here or a lost write.
+    #[error("the volume contradicts itself: {0}")]
+    Inconsistent(String),
+    /// A part of the log that was flushed is missing.
+    #[error(
+        "the log is damaged at chunk {seq} (byte {offset} of the store): chunk {later} proves that it was flushed, \
+         so this is not a torn write"
+    )]
+    LogDamaged {
+        /// Number of the missing chunk.
+        seq: u64,
+        /// Where it should lie.
+        offset: u64,
+        /// A later chunk that is intact.
+        later: u64,
+    },
+    /// No root can be used.
+    #[error("no usable root: {0}")]
+    NoRoot(String),
+    /// The header is older than one that the volume has already seen.
+    #[error("header generation {found} is older than {known}, which the volume already uses (rollback)")]
+    HeaderRollback {
+        /// What was found.
+        found: u64,
+        /// What the root knows.
+        known: u64,
+    },
+    /// No keyslot could be unwrapped; a line per slot says why.
+    #[error("no key fits: {}", .0.join("; "))]
+    NoKeyFits(Vec<String>),
+    /// A keyslot demands more than is allowed.
+    #[error("no key fits, and a keyslot demands too much: {}", .0.join("; "))]
+    KeyTooCostly(Vec<String>),
+    /// The store is smaller than the volume.
+    #[error("the store has {found} bytes, the volume needs {needed}")]
+    StoreTooSmall {
+        /// Bytes there.
+        found: u64,
+        /// Bytes needed.
+        needed: u64,
+    },
+    /// What was asked for does not fit or is not allowed.
+    #[error("{0}")]
+    Refused(String),
+    /// No free slot is left.
+    #[error("no free segment is left on the store")]
+    NoSpace,
+    /// The volume stopped earlier.
+    #[error("the volume stopped: {0}")]
+    Stopped(String),
+    /// No random numbers.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
+    /// A key manager failed.
+    #[error(transparent)]
+    Key(#[from] keymgmt::manager::KeyError),
+}
+
+impl VolumeError {
+    pub(super) fn damaged(structure: &'static str, offset: u64, source: FormatError) -> Self {
+        Self::Damaged { structure, offset, source }
+    }
+
+    /// What a client is told.
+    pub(super) fn to_export(&self) -> ExportError {
+        match self {
+            Self::NoSpace => ExportError::NoSpace(self.to_string()),
+            Self::Store(error) => store_to_export(error),
+            other => ExportError::Io(other.to_string()),
+        }
+    }
+}
+
+/// What a client is told of a store's failure.
+pub(super) fn store_to_export(error: &StoreError) -> ExportError {
+    match error {
+        StoreError::NoSpace => ExportError::NoSpace(error.to_string()),
+        other => ExportError::Io(other.to_string()),
+    }
+}

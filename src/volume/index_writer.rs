@@ -1,0 +1,171 @@
+//! Appending pages and blobs to index segments (kind 2). Used only by a checkpoint, one at a time.
+
+use bytes::Bytes;
+
+use super::io::write_store;
+use super::segments::new_row;
+use super::tail::unix_seconds;
+use super::{Core, VolumeError};
+use crate::cipher::{OpenSegmentKey, SealRange, TAG_LEN, Uid};
+use crate::format::page::{Handle, Loc, seal_page, sealed_len};
+use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
+use crate::geometry::Generation;
+use crate::store::Persist;
+
+/// Bytes collected before they are written.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// The index segments being filled: the last one goes on from checkpoint to checkpoint, those
+/// before it are full and end at the next [`write_out`](IndexWriter::write_out).
+#[derive(Default)]
+pub(super) struct IndexWriter {
+    open: Vec<OpenIndex>,
+}
+
+struct OpenIndex {
+    key: OpenSegmentKey,
+    uid: Uid,
+    phys: u64,
+    handle: Handle,
+    /// Bytes from `written` on, not on the store yet.
+    buffer: Vec<u8>,
+    /// Where the buffer starts in the segment; a multiple of the alignment.
+    written: u64,
+}
+
+/// A place in an index segment, and the right to seal it.
+pub(super) struct IndexPlace {
+    pub(super) handle: Handle,
+    pub(super) uid: Uid,
+    pub(super) phys: u64,
+    pub(super) range: SealRange,
+}
+
+impl IndexWriter {
+    /// A place of `len` bytes, rounded up to 16. What it is filled with may be shorter.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoSpace`].
+    pub(super) fn place(&mut self, core: &Core, len: usize) -> Result<IndexPlace, VolumeError> {
+        let len = len.next_multiple_of(16) as u64;
+        // Room for the padding that ends the segment, too.
+        if self.open.last().is_none_or(|open| open.key.remaining() < len + core.align() as u64) {
+            self.open.push(core.open_index()?);
+        }
+        let open = self.open.last_mut().expect("opened above");
+        let range = open.key.reserve(len).expect("checked above");
+        core.count_sealed(1);
+        Ok(IndexPlace { handle: open.handle, uid: open.uid, phys: open.phys, range })
+    }
+
+    /// Puts sealed bytes where they belong; `offset` came from a place since the last `write_out`.
+    ///
+    /// # Panics
+    /// When it did not.
+    pub(super) fn put(&mut self, handle: Handle, offset: u64, sealed: &[u8]) {
+        let open = self.open.iter_mut().find(|open| open.handle == handle);
+        let open = open.expect("a place is filled before its segment ends");
+        let at = usize::try_from(offset - open.written).expect("the buffer fits in memory");
+        if open.buffer.len() < at + sealed.len() {
+            open.buffer.resize(at + sealed.len(), 0);
+        }
+        open.buffer[at..at + sealed.len()].copy_from_slice(sealed);
+    }
+
+    /// Seals a page and appends it.
+    pub(super) async fn page(
+        &mut self,
+        core: &Core,
+        level: u8,
+        number: u64,
+        plaintext: Vec<u8>,
+    ) -> Result<Loc, VolumeError> {
+        let len = sealed_len(plaintext.len());
+        let place = self.place(core, len)?;
+        let loc = Loc::new(place.handle, place.range.offset(), len);
+        let sealed = seal_page(level, number, plaintext, place.range);
+        self.put(place.handle, loc.offset(), &sealed);
+        if self.open.last().is_some_and(|open| open.buffer.len() >= BUFFER_BYTES) {
+            self.write_out(core).await?;
+        }
+        Ok(loc)
+    }
+
+    /// Writes what was collected. The next page starts in a new physical block, so that nothing is
+    /// ever appended to a block that holds flushed bytes (docs/FORMAT.md §6).
+    pub(super) async fn write_out(&mut self, core: &Core) -> Result<(), VolumeError> {
+        for open in &mut self.open {
+            if let Some((offset, bytes)) = open.take_buffer(core) {
+                write_store(&*core.store, offset, vec![Bytes::from(bytes)], Persist::Volatile).await?;
+            }
+        }
+        while self.open.len() > 1 {
+            core.segments.table_mut().close(self.open.remove(0).handle);
+        }
+        Ok(())
+    }
+
+    /// Gives up everything open after a failure: what reached the store is unknown.
+    pub(super) fn abandon(&mut self, core: &Core) {
+        for open in self.open.drain(..) {
+            core.segments.table_mut().close(open.handle);
+        }
+    }
+}
+
+impl OpenIndex {
+    /// What was collected, padded to the alignment, and where it goes on the store.
+    fn take_buffer(&mut self, core: &Core) -> Option<(u64, Vec<u8>)> {
+        if self.buffer.is_empty() {
+            return None;
+        }
+        let end = self.key.offset().next_multiple_of(core.align() as u64);
+        // The padding is never sealed, only skipped.
+        let _padding = self.key.reserve(end - self.key.offset());
+        let mut bytes = std::mem::take(&mut self.buffer);
+        bytes.resize(usize::try_from(end - self.written).expect("the buffer fits in memory"), 0);
+        let offset = self.phys + self.written;
+        self.written = end;
+        core.counters.index_bytes.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        Some((offset, bytes))
+    }
+}
+
+impl Core {
+    fn open_index(&self) -> Result<OpenIndex, VolumeError> {
+        let uid = self.uids.fresh(&self.keys)?;
+        let id = uid.uid();
+        let kind = SegmentKind::Index;
+        let generation = Generation(self.generation.load(std::sync::atomic::Ordering::Relaxed));
+        let (handle, phys) = {
+            let mut table = self.segments.table_mut();
+            let slot = table.take_any().ok_or(VolumeError::NoSpace)?;
+            let phys = self.header.slot_offset(slot);
+            let handle = table.add_row(new_row(kind, id, phys, self.epoch16(), generation));
+            // Grows as it is written; live bytes may be counted before that.
+            table.set_bytes(handle, self.header.segment_bytes);
+            (handle, phys)
+        };
+        let mut key =
+            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header.segment_bytes));
+        self.segments.remember(key.reader());
+        let header = SegmentHeader {
+            kind,
+            epoch: self.header.active_epoch,
+            volume: self.header.volume,
+            uid: id,
+            phys,
+            writer_epoch: self.writer_epoch,
+            first_log_seq: 0,
+            previous_uid: Uid::default(),
+            previous_chain: [0; TAG_LEN],
+            next_uid: Uid::default(),
+            next_phys: 0,
+            created: unix_seconds(),
+        };
+        let place = key.reserve(SEGMENT_HEADER_LEN as u64).expect("a segment is longer than its header");
+        let buffer = header.seal(place);
+        self.count_sealed(1);
+        Ok(OpenIndex { key, uid: id, phys, handle, buffer, written: 0 })
+    }
+}

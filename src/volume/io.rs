@@ -1,0 +1,140 @@
+//! Reading and writing segments on the store: from handles and offsets to bytes, with the keys.
+
+use std::sync::{Arc, RwLock};
+
+use bytes::Bytes;
+use quick_cache::sync::Cache;
+
+use super::VolumeError;
+use super::segments::Segments;
+use crate::cipher::{SegmentKey, Uid, VolumeKeys};
+use crate::format::page::{Handle, Loc};
+use crate::format::segment::SegmentKind;
+use crate::store::{Persist, SlotStore, StoreError};
+
+/// Expanded segment keys kept; about 1 KiB each.
+const KEYS_MAX: usize = 4096;
+
+/// Where a segment lies and how it is opened.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) phys: u64,
+    pub(super) key: Arc<SegmentKey>,
+}
+
+/// Reads segments by handle.
+pub(super) struct SegmentReader {
+    pub(super) store: Arc<dyn SlotStore>,
+    pub(super) keys: Arc<VolumeKeys>,
+    pub(super) segments: RwLock<Segments>,
+    pub(super) segment_bytes: u64,
+    cache: Cache<Uid, Arc<SegmentKey>>,
+}
+
+impl SegmentReader {
+    pub(super) fn new(
+        store: Arc<dyn SlotStore>,
+        keys: Arc<VolumeKeys>,
+        segments: Segments,
+        segment_bytes: u64,
+    ) -> Self {
+        Self { store, keys, segments: RwLock::new(segments), segment_bytes, cache: Cache::new(KEYS_MAX) }
+    }
+
+    /// The table, to look at.
+    pub(super) fn table(&self) -> std::sync::RwLockReadGuard<'_, Segments> {
+        self.segments.read().expect("no panic while the table is held")
+    }
+
+    /// The table, to change.
+    pub(super) fn table_mut(&self) -> std::sync::RwLockWriteGuard<'_, Segments> {
+        self.segments.write().expect("no panic while the table is held")
+    }
+
+    /// The key of a segment.
+    pub(super) fn key(&self, kind: SegmentKind, uid: Uid) -> Arc<SegmentKey> {
+        if let Some(key) = self.cache.get(&uid) {
+            return key;
+        }
+        let key = Arc::new(self.keys.segment_key(kind as u8, uid));
+        self.cache.insert(uid, key.clone());
+        key
+    }
+
+    /// Remembers the key of a segment that this session opened.
+    pub(super) fn remember(&self, key: Arc<SegmentKey>) {
+        self.cache.insert(key.uid(), key);
+    }
+
+    /// The place of a location that is not special.
+    pub(super) fn place(&self, loc: Loc) -> Result<Place, VolumeError> {
+        let handle = loc
+            .handle()
+            .ok_or_else(|| VolumeError::Inconsistent("a special location has no place".into()))?;
+        self.place_of(handle)
+    }
+
+    /// The place of a segment.
+    pub(super) fn place_of(&self, handle: Handle) -> Result<Place, VolumeError> {
+        let row = self.table().row(handle).copied();
+        let row = row.ok_or_else(|| {
+            VolumeError::Inconsistent(format!(
+                "the index names segment {handle}, which the table does not have"
+            ))
+        })?;
+        Ok(Place { phys: row.phys, key: self.key(row.kind, row.uid) })
+    }
+
+    /// Reads `len` bytes at `offset` of a segment.
+    pub(super) async fn read(&self, place: &Place, offset: u64, len: usize) -> Result<Vec<u8>, VolumeError> {
+        if offset + len as u64 > self.segment_bytes {
+            return Err(VolumeError::Inconsistent(format!(
+                "a location ends behind its segment ({offset}+{len})"
+            )));
+        }
+        read_store(&*self.store, place.phys + offset, len).await.map_err(VolumeError::from)
+    }
+}
+
+/// Reads any length, without waiting where the store can do that.
+pub(super) async fn read_store(
+    store: &dyn SlotStore,
+    offset: u64,
+    len: usize,
+) -> Result<Vec<u8>, StoreError> {
+    let piece = store.capability().io_bytes_max as usize;
+    if len <= piece {
+        let mut buf = vec![0; len];
+        if let Some(read) = store.try_read_at(offset, &mut buf) {
+            return read.map(|()| buf);
+        }
+        return store.read_at(offset, len).await;
+    }
+    let mut out = Vec::with_capacity(len);
+    while out.len() < len {
+        let now = piece.min(len - out.len());
+        out.extend_from_slice(&store.read_at(offset + out.len() as u64, now).await?);
+    }
+    Ok(out)
+}
+
+/// Writes any length from `offset` on; split only where the store takes no more at once.
+pub(super) async fn write_store(
+    store: &dyn SlotStore,
+    offset: u64,
+    parts: Vec<Bytes>,
+    persist: Persist,
+) -> Result<(), StoreError> {
+    let max = store.capability().io_bytes_max as usize;
+    if parts.iter().map(Bytes::len).sum::<usize>() <= max {
+        return store.write_at(offset, parts, persist).await;
+    }
+    let whole = Bytes::from(parts.concat());
+    let mut at = 0;
+    while at < whole.len() {
+        let end = (at + max).min(whole.len());
+        store.write_at(offset + at as u64, vec![whole.slice(at..end)], persist).await?;
+        at = end;
+    }
+    Ok(())
+}

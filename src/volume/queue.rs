@@ -1,0 +1,202 @@
+//! What waits to be written and what is being written: the state that orders a volume's changes.
+//!
+//! A *part* waits until it is composed into a *chunk*. Chunks complete in any order, but take
+//! effect, and are answered, strictly in log order, because recovery yields a prefix of the log.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use bytes::BytesMut;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::delta::Run;
+use crate::export::ExportError;
+use crate::format::chunk::Op;
+use crate::format::root::LogSpan;
+use crate::geometry::{SECTOR_LEN, SectorRange};
+use crate::payload::RECORD_LEN;
+
+/// Chunks being written at once (docs/FORMAT.md §8): enough to hide the latency of a store; more would
+/// only make groups smaller.
+pub(super) const IN_FLIGHT_MAX: usize = 4;
+
+/// A change on its way into the log.
+pub(super) struct Part {
+    pub(super) sectors: SectorRange,
+    pub(super) op: Op,
+    /// Records of a [`Op::Write`], plaintext; empty otherwise.
+    pub(super) records: BytesMut,
+    pub(super) done: Arc<Completion>,
+}
+
+impl Part {
+    /// Plaintext of a sector that this part changes; `None` when it becomes zeros.
+    ///
+    /// # Panics
+    /// When the part does not change the sector.
+    pub(super) fn sector(&self, lba: crate::geometry::Lba) -> Option<&[u8]> {
+        assert!(self.sectors.contains(lba), "the part covers the sector");
+        let index = usize::try_from(lba.0 - self.sectors.start.0).expect("a part fits in memory");
+        (self.op == Op::Write).then(|| &self.records[index * RECORD_LEN..][..SECTOR_LEN])
+    }
+
+    /// Cuts the part behind its first `count` sectors and returns the rest.
+    pub(super) fn split_behind(&mut self, count: u64) -> Self {
+        let at = usize::try_from(count).expect("a part fits in memory") * RECORD_LEN;
+        let rest = self.records.split_off(at);
+        let start = crate::geometry::Lba(self.sectors.start.0 + count);
+        let sectors = SectorRange::new(start, self.sectors.count - count);
+        self.sectors.count = count;
+        self.done.one_more();
+        Self { sectors, op: self.op, records: rest, done: self.done.clone() }
+    }
+}
+
+/// Tells a request when all of its parts are in the log, or that one is not.
+pub(super) struct Completion(Mutex<CompletionState>);
+
+struct CompletionState {
+    parts_left: usize,
+    seq: u64,
+    error: Option<ExportError>,
+    sender: Option<oneshot::Sender<Result<u64, ExportError>>>,
+}
+
+impl Completion {
+    /// A completion of one part; the receiver yields the number of the last chunk used.
+    pub(super) fn new() -> (Arc<Self>, oneshot::Receiver<Result<u64, ExportError>>) {
+        let (sender, receiver) = oneshot::channel();
+        let state = CompletionState { parts_left: 1, seq: 0, error: None, sender: Some(sender) };
+        (Arc::new(Self(Mutex::new(state))), receiver)
+    }
+
+    fn one_more(&self) {
+        self.state().parts_left += 1;
+    }
+
+    /// One part is in the log as part of chunk `seq`, or failed.
+    pub(super) fn part_done(&self, result: Result<u64, ExportError>) {
+        let mut state = self.state();
+        state.parts_left -= 1;
+        match result {
+            Ok(seq) => state.seq = state.seq.max(seq),
+            Err(error) => state.error = Some(error),
+        }
+        if state.parts_left == 0 {
+            let outcome = state.error.take().map_or(Ok(state.seq), Err);
+            if let Some(sender) = state.sender.take() {
+                // Nobody listens when the client has gone.
+                let _ = sender.send(outcome);
+            }
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, CompletionState> {
+        self.0.lock().expect("no panic while a completion is held")
+    }
+}
+
+/// A chunk that was composed and is being sealed and written.
+pub(super) struct Chunk {
+    pub(super) seq: u64,
+    /// What the index says once the chunk took effect.
+    pub(super) effects: Vec<Run>,
+    pub(super) waiters: Vec<Arc<Completion>>,
+    pub(super) outcome: Option<Result<LogSpan, ExportError>>,
+}
+
+/// A read-merge-write under way: nothing else may change these sectors meanwhile.
+pub(super) struct Merge {
+    pub(super) id: u64,
+    pub(super) sectors: SectorRange,
+    /// Closed when it ends.
+    pub(super) done: Arc<Semaphore>,
+}
+
+/// Whether the log takes changes.
+#[derive(Clone, Debug)]
+pub(super) enum Health {
+    /// It does.
+    Good,
+    /// A chunk could not be written; the log must be closed before it, by a root, before it goes on.
+    NeedsRepair(ExportError),
+    /// It takes no more changes until the volume is opened again.
+    Stopped(ExportError),
+}
+
+/// The queue of one volume.
+pub(super) struct Queue {
+    pub(super) waiting: VecDeque<Part>,
+    /// A task is about to compose what waits.
+    pub(super) leader: bool,
+    /// What waits cannot be composed before a root brings new slots.
+    pub(super) stalled: bool,
+    pub(super) in_flight: VecDeque<Chunk>,
+    pub(super) merges: Vec<Merge>,
+    pub(super) next_merge_id: u64,
+    /// Where the chunk behind the last one that took effect will be found.
+    pub(super) completed: LogSpan,
+    pub(super) durable_seq: u64,
+    pub(super) health: Health,
+    /// Log bytes since the last store flush.
+    pub(super) unflushed_bytes: u64,
+    /// Log bytes since the last root.
+    pub(super) unrooted_bytes: u64,
+}
+
+impl Queue {
+    pub(super) fn new(completed: LogSpan) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            leader: false,
+            stalled: false,
+            in_flight: VecDeque::new(),
+            merges: Vec::new(),
+            next_merge_id: 0,
+            durable_seq: completed.start_seq - 1,
+            completed,
+            health: Health::Good,
+            unflushed_bytes: 0,
+            unrooted_bytes: 0,
+        }
+    }
+
+    /// Number of the last chunk that took effect.
+    pub(super) fn completed_seq(&self) -> u64 {
+        self.completed.start_seq - 1
+    }
+
+    /// The read-merge-write that a change of `sectors` must wait for.
+    pub(super) fn merge_over(&self, sectors: SectorRange) -> Option<Arc<Semaphore>> {
+        self.merges.iter().find(|m| m.sectors.overlaps(sectors)).map(|m| m.done.clone())
+    }
+
+    /// Whether a chunk being written changes any of `sectors`.
+    pub(super) fn in_flight_over(&self, sectors: SectorRange) -> bool {
+        self.in_flight.iter().any(|chunk| chunk.effects.iter().any(|run| run.sectors.overlaps(sectors)))
+    }
+
+    /// Whether the caller, who has just added a part, is to compose.
+    pub(super) fn becomes_leader(&mut self) -> bool {
+        let now = !self.leader
+            && !self.stalled
+            && !self.waiting.is_empty()
+            && self.in_flight.len() < IN_FLIGHT_MAX
+            && matches!(self.health, Health::Good);
+        self.leader |= now;
+        now
+    }
+
+    /// Takes everything that waits, to be told of a failure.
+    pub(super) fn drain_waiting(&mut self) -> Vec<Arc<Completion>> {
+        self.stalled = false;
+        self.waiting.drain(..).map(|part| part.done).collect()
+    }
+
+    /// Stops the log for good; the first reason stays.
+    pub(super) fn stop(&mut self, reason: ExportError) {
+        if !matches!(self.health, Health::Stopped(_)) {
+            self.health = Health::Stopped(reason);
+        }
+    }
+}

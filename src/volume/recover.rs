@@ -1,0 +1,352 @@
+//! Opening a volume (docs/FORMAT.md §10 o2–o7): the newest usable root, the log behind it, and the claim
+//! of this session.
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, RwLock};
+
+use tokio::sync::Notify;
+
+use super::checkpoint::Checkpointer;
+use super::io::{SegmentReader, read_store};
+use super::queue::Queue;
+use super::replay::{Replayed, replay};
+use super::segments::{BadTable, Segments};
+use super::tail::Tail;
+use super::tree::{Pages, Tree, page_sectors};
+use super::unlock::Unlocked;
+use super::{Core, Counters, Map, Volume, VolumeError};
+use crate::cipher::{UidSource, VolumeKeys};
+use crate::format::FormatError;
+use crate::format::header::Header;
+use crate::format::page::{Loc, TOP_LEVEL};
+use crate::format::root::{BlobPointer, LogSpan, RING_BLOCK_LEN, RingBlock, Root, open_table_part};
+use crate::format::segment::SegmentKind;
+use crate::format::table::TablePart;
+use crate::geometry::{Generation, SECTOR_BYTES};
+use crate::store::SlotStore;
+
+/// Longest stored table part: its rows and a tag.
+const TABLE_PART_LEN_MAX: u32 = 2 << 20;
+/// Closed spans from which on a volume folds its log in when it is opened, so that crashing again and
+/// again does not make the list grow.
+const SPANS_BEFORE_CHECKPOINT: usize = 64;
+
+/// What a volume is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// Nothing is written to the store.
+    ReadOnly,
+    /// The volume is claimed for this process.
+    ReadWrite,
+}
+
+impl Volume {
+    /// Opens an unlocked volume: finds the newest root, replays the log, and claims the volume
+    /// when it is opened for writing.
+    ///
+    /// # Errors
+    /// [`VolumeError`]; nothing was written unless the claim itself failed.
+    pub async fn open(
+        store: Arc<dyn SlotStore>,
+        unlocked: Unlocked,
+        mode: OpenMode,
+    ) -> Result<Self, VolumeError> {
+        let Unlocked { header, keys, .. } = unlocked;
+        if mode == OpenMode::ReadWrite && !header.is_writable() {
+            return Err(VolumeError::Unsupported(FormatError::Incompatible(header.ro_compat)));
+        }
+        let size = store.capability().size;
+        if size < header.store_bytes() {
+            return Err(VolumeError::StoreTooSmall { found: size, needed: header.store_bytes() });
+        }
+        let state = load(&store, &header, &keys).await?;
+        let LoadedRoot { root, mac, segments } = state;
+        if root.min_header_generation > header.generation {
+            let (found, known) = (header.generation, root.min_header_generation);
+            return Err(VolumeError::HeaderRollback { found, known });
+        }
+        if root.export_bytes != header.export_bytes {
+            return Err(VolumeError::Inconsistent("header and root name different sizes".into()));
+        }
+        let reader = SegmentReader::new(store.clone(), keys.clone(), segments, header.segment_bytes.into());
+        let replayed = replay(&header, &reader, &root.log_spans).await?;
+        let core = Core::assemble(store, header, keys, mode, reader, root, mac, replayed)?;
+        if mode == OpenMode::ReadWrite {
+            core.take_over().await?;
+        }
+        Ok(Self { core })
+    }
+}
+
+impl Core {
+    /// An open volume that has not been claimed yet.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one finding of the steps before; none belongs together"
+    )]
+    fn assemble(
+        store: Arc<dyn SlotStore>,
+        header: Header,
+        keys: Arc<VolumeKeys>,
+        mode: OpenMode,
+        segments: SegmentReader,
+        root: Root,
+        mac: [u8; 16],
+        replayed: Replayed,
+    ) -> Result<Arc<Self>, VolumeError> {
+        let Replayed { delta, spans, segments: log, next_seq, chain, last_uid } = replayed;
+        let tail = Tail::new(next_seq, chain, last_uid, VecDeque::from(log));
+        let nowhere = LogSpan {
+            handle: 0,
+            uid: last_uid,
+            phys: 0,
+            epoch: header.active_epoch,
+            start_offset: 0,
+            start_seq: next_seq,
+            chain,
+            end_offset: None,
+        };
+        let mut previous = root.previous;
+        previous.insert(0, mac);
+        previous.truncate(crate::format::root::PREVIOUS_MAX);
+        let checkpointer = Checkpointer {
+            index: super::index_writer::IndexWriter::default(),
+            previous,
+            replayed: spans,
+            header_generation: header.generation,
+        };
+        Ok(Arc::new(Self {
+            store,
+            mode,
+            keys,
+            uids: UidSource::new(host_id())?,
+            segments,
+            pages: Pages::new(),
+            map: RwLock::new(Map { active: delta, frozen: None, tree: Arc::new(Tree { tops: root.tops }) }),
+            queue: Mutex::new(Queue::new(nowhere)),
+            tail: Mutex::new(tail),
+            checkpointer: tokio::sync::Mutex::new(checkpointer),
+            flusher: tokio::sync::Mutex::new(()),
+            wake: Arc::new(Notify::new()),
+            progress: Notify::new(),
+            counters: Counters {
+                sealed_messages: AtomicU64::new(root.sealed_messages),
+                ..Counters::default()
+            },
+            generation: AtomicU64::new(root.generation),
+            writer_epoch: root.writer_epoch + u64::from(mode == OpenMode::ReadWrite),
+            header,
+        }))
+    }
+
+    /// A core for a volume that has no root yet.
+    pub(super) fn unborn(
+        store: Arc<dyn SlotStore>,
+        header: Header,
+        keys: Arc<VolumeKeys>,
+    ) -> Result<Arc<Self>, VolumeError> {
+        let segments = Segments::new(header.slots);
+        let reader = SegmentReader::new(store.clone(), keys.clone(), segments, header.segment_bytes.into());
+        let root = Root {
+            generation: 0,
+            added: Vec::new(),
+            freed: Vec::new(),
+            previous: Vec::new(),
+            writer_epoch: 0,
+            min_header_generation: 0,
+            export_bytes: header.export_bytes,
+            log_spans: Vec::new(),
+            reserved: Vec::new(),
+            tops: Tree::empty(header.export_bytes / SECTOR_BYTES).tops,
+            table: Vec::new(),
+            sealed_messages: 0,
+        };
+        let replayed = Replayed {
+            delta: super::delta::Delta::default(),
+            spans: Vec::new(),
+            segments: Vec::new(),
+            next_seq: 1,
+            chain: [0; 16],
+            last_uid: crate::cipher::Uid::default(),
+        };
+        let core = Self::assemble(store, header, keys, OpenMode::ReadOnly, reader, root, [0; 16], replayed)?;
+        core.checkpointer.try_lock().expect("nobody else knows the core").previous.clear();
+        Ok(core)
+    }
+
+    /// Claims the volume: a fresh segment for the log, and a root that closes the old one where it
+    /// ends. From here on no other session's chunks can become part of the volume.
+    async fn take_over(self: &Arc<Self>) -> Result<(), VolumeError> {
+        self.flush_store().await?;
+        {
+            let mut table = self.segments.table_mut();
+            table.close_all();
+            // Slots that the old root reserved belong to the session before; take fresh ones.
+            table.reserve(1);
+            table.use_reserving();
+        }
+        let generation = Generation(self.generation.load(std::sync::atomic::Ordering::Relaxed) + 1);
+        let first = self.prepare_log_segment(generation)?.ok_or(VolumeError::NoSpace)?;
+        {
+            let mut tail = self.tail();
+            tail.segments.push_back(first.handle);
+            tail.next = Some(first);
+            let span = tail.span_of_next(self.header.active_epoch).expect("prepared above");
+            *self.queue() = Queue::new(span);
+        }
+        let mut checkpointer = self.checkpointer.lock().await;
+        let many = checkpointer.replayed.len() >= SPANS_BEFORE_CHECKPOINT;
+        self.claim(&mut checkpointer).await?;
+        drop(checkpointer);
+        if many {
+            self.checkpoint().await?;
+        }
+        self.start_maintenance();
+        Ok(())
+    }
+
+    /// What was replayed may lie in a cache only; it must not be lost behind the claim.
+    async fn flush_store(&self) -> Result<(), VolumeError> {
+        Ok(self.store.sync().await?)
+    }
+}
+
+/// A root with all that hangs on it.
+struct LoadedRoot {
+    root: Root,
+    mac: [u8; 16],
+    segments: Segments,
+}
+
+/// Loads the newest root, or the one before it.
+///
+/// Older ones are out of the question: the slots that they need may have been used again (c8).
+async fn load(
+    store: &Arc<dyn SlotStore>,
+    header: &Header,
+    keys: &VolumeKeys,
+) -> Result<LoadedRoot, VolumeError> {
+    let ring = read_ring(&**store, header, keys).await?;
+    let mut reasons = Vec::new();
+    for (block, mac) in ring.iter().take(2) {
+        if ring[0].0.generation - block.generation > 1 {
+            break;
+        }
+        match load_root(&**store, header, keys, block).await {
+            Ok((root, segments)) => return Ok(LoadedRoot { root, mac: *mac, segments }),
+            Err(error @ VolumeError::Store(_)) => return Err(error),
+            Err(error) => reasons.push(format!("root {}: {error}", block.generation)),
+        }
+    }
+    Err(VolumeError::NoRoot(reasons.join("; ")))
+}
+
+/// The valid ring blocks, newest first.
+///
+/// Only the block behind the newest root's may be torn: a root is written while all others rest. Any
+/// other one that is not what it should be is damage, and named.
+async fn read_ring(
+    store: &dyn SlotStore,
+    header: &Header,
+    keys: &VolumeKeys,
+) -> Result<Vec<(RingBlock, [u8; 16])>, VolumeError> {
+    let slots = u64::from(header.ring_slots);
+    let len = usize::try_from(slots).expect("at most 1024") * RING_BLOCK_LEN;
+    let bytes = read_store(store, header.ring_offset, len).await?;
+    let mut valid = Vec::new();
+    let mut bad = Vec::new();
+    for (slot, block) in (0u64..).zip(bytes.chunks_exact(RING_BLOCK_LEN)) {
+        match RingBlock::decode(block, keys) {
+            Ok(Some((block, mac))) if block.generation % slots == slot => valid.push((block, mac)),
+            Ok(None) => {}
+            Ok(Some(_)) => bad.push((slot, FormatError::Authentication("ring block"))),
+            Err(source) => bad.push((slot, source)),
+        }
+    }
+    valid.sort_by_key(|(block, _)| std::cmp::Reverse(block.generation));
+    let Some(newest) = valid.first().map(|(block, _)| block.generation) else {
+        let why = bad.into_iter().map(|(slot, source)| format!("block {slot}: {source}")).collect::<Vec<_>>();
+        let why = if why.is_empty() { "the root ring is empty".to_owned() } else { why.join("; ") };
+        return Err(VolumeError::NoRoot(why));
+    };
+    for (slot, source) in bad {
+        if slot != (newest + 1) % slots {
+            let offset = header.ring_offset + slot * RING_BLOCK_LEN as u64;
+            return Err(VolumeError::damaged("ring block", offset, source));
+        }
+    }
+    Ok(valid)
+}
+
+async fn load_root(
+    store: &dyn SlotStore,
+    header: &Header,
+    keys: &VolumeKeys,
+    block: &RingBlock,
+) -> Result<(Root, Segments), VolumeError> {
+    let stored = read_blob(store, header, &block.payload, crate::format::root::PAYLOAD_LEN_MAX).await?;
+    let key = keys.segment_key(SegmentKind::Index as u8, block.payload.uid);
+    let at = block.payload.phys + u64::from(block.payload.offset);
+    let root = Root::open(&key, block.payload.offset.into(), block.generation, &stored)
+        .map_err(|source| VolumeError::damaged("root payload", at, source))?;
+    check_root(header, &root)?;
+    let mut parts = Vec::with_capacity(root.table.len());
+    for (number, pointer) in (0u64..).zip(&root.table) {
+        let stored = read_blob(store, header, pointer, TABLE_PART_LEN_MAX).await?;
+        let key = keys.segment_key(SegmentKind::Index as u8, pointer.uid);
+        let at = pointer.phys + u64::from(pointer.offset);
+        let plaintext = open_table_part(&key, pointer.offset.into(), number, &stored)
+            .and_then(|plaintext| TablePart::decode(&plaintext))
+            .map_err(|source| VolumeError::damaged("segment table", at, source))?;
+        parts.push(plaintext);
+    }
+    let segments = Segments::load(header.slots, &parts, |phys| header.slot_at(phys))
+        .map_err(|BadTable(why)| VolumeError::Inconsistent(why))?;
+    for span in &root.log_spans {
+        let row = segments.row(span.handle);
+        if row.is_none_or(|row| row.uid != span.uid || row.phys != span.phys) {
+            return Err(VolumeError::Inconsistent(
+                "a log span names a segment that the table does not have".into(),
+            ));
+        }
+    }
+    Ok((root, segments))
+}
+
+fn check_root(header: &Header, root: &Root) -> Result<(), VolumeError> {
+    let sectors = header.export_bytes / SECTOR_BYTES;
+    if root.tops.len() as u64 != sectors.div_ceil(page_sectors(TOP_LEVEL)) {
+        return Err(VolumeError::Inconsistent(
+            "the root has another number of top pointers than the size needs".into(),
+        ));
+    }
+    if root.tops.iter().any(|loc| loc.handle().is_none() && *loc != Loc::HOLE && *loc != Loc::ZERO) {
+        return Err(VolumeError::Inconsistent("a top pointer is malformed".into()));
+    }
+    if root.log_spans.iter().rev().skip(1).any(|span| span.end_offset.is_none()) {
+        return Err(VolumeError::Inconsistent("a log span before the last one is open".into()));
+    }
+    Ok(())
+}
+
+async fn read_blob(
+    store: &dyn SlotStore,
+    header: &Header,
+    pointer: &BlobPointer,
+    len_max: u32,
+) -> Result<Vec<u8>, VolumeError> {
+    let end = u64::from(pointer.offset) + u64::from(pointer.len);
+    if header.slot_at(pointer.phys).is_none() || pointer.len > len_max || end > header.segment_bytes.into() {
+        return Err(VolumeError::Inconsistent("a blob pointer names no place on the store".into()));
+    }
+    Ok(read_store(store, pointer.phys + u64::from(pointer.offset), pointer.len as usize).await?)
+}
+
+/// Something that differs from host to host, for making uids; empty where there is nothing.
+fn host_id() -> Vec<u8> {
+    let mut id = std::fs::read("/etc/machine-id").unwrap_or_default();
+    id.truncate(64);
+    id.extend_from_slice(&std::process::id().to_le_bytes());
+    id
+}

@@ -1,0 +1,351 @@
+//! The segments of a volume in memory: the table of rows by handle, which slots are free, and
+//! how much of every segment is still needed.
+//!
+//! A slot goes through: free → reserved (named by the last durable root, so this writer may use
+//! it) → used by a segment → freed by root g → reusable once root g+1 is durable and no reader
+//! that might still look at it is left (docs/FORMAT.md §10 c8, §12).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+
+use crate::cipher::Uid;
+use crate::format::page::Handle;
+use crate::format::root::Place;
+use crate::format::segment::SegmentKind;
+use crate::format::table::{PART_ROWS_MAX, Row, SegmentState, TablePart};
+use crate::geometry::Generation;
+
+/// Changes of live bytes by handle, collected while a tree is merged and applied when its root is.
+#[derive(Default, Debug)]
+pub(super) struct LiveChange(HashMap<Handle, i64>);
+
+impl LiveChange {
+    pub(super) fn add(&mut self, handle: Handle, bytes: usize) {
+        *self.0.entry(handle).or_default() += i64::try_from(bytes).expect("lengths in a segment are small");
+    }
+
+    pub(super) fn remove(&mut self, handle: Handle, bytes: usize) {
+        *self.0.entry(handle).or_default() -= i64::try_from(bytes).expect("lengths in a segment are small");
+    }
+
+    /// The change that undoes this one.
+    pub(super) fn inverse(&self) -> Self {
+        Self(self.0.iter().map(|(handle, bytes)| (*handle, -bytes)).collect())
+    }
+}
+
+/// Readers hold a clone of the current guard while they use locations; see [`Segments::guard`].
+pub(super) type ReadGuard = Arc<()>;
+
+/// The slots that one root freed.
+struct Freed {
+    slots: Vec<u64>,
+    by: Generation,
+    /// Dead once every reader that may have seen their locations is gone.
+    readers: Weak<()>,
+}
+
+/// Rows, free slots, live counts.
+pub(super) struct Segments {
+    /// By handle; row 0 is never used.
+    rows: Vec<Option<Row>>,
+    free_handles: Vec<Handle>,
+    slot_taken: Vec<bool>,
+    free_count: u64,
+    /// Slots that the last durable root reserved and that are still unused.
+    available: VecDeque<u64>,
+    /// Slots that the next root reserves in addition.
+    reserving: VecDeque<u64>,
+    freed: VecDeque<Freed>,
+    guard: ReadGuard,
+    next_free_search: usize,
+    added: Vec<Place>,
+}
+
+/// A segment's row that does not fit the volume.
+#[derive(Debug, thiserror::Error)]
+#[error("segment table: {0}")]
+pub(super) struct BadTable(pub(super) String);
+
+impl Segments {
+    /// An empty table for a volume of `slots` slots.
+    pub(super) fn new(slots: u64) -> Self {
+        let slots = usize::try_from(slots).expect("slot counts are below 2^32");
+        Self {
+            rows: vec![None],
+            free_handles: Vec::new(),
+            slot_taken: vec![false; slots],
+            free_count: slots as u64,
+            available: VecDeque::new(),
+            reserving: VecDeque::new(),
+            freed: VecDeque::new(),
+            guard: Arc::new(()),
+            next_free_search: 0,
+            added: Vec::new(),
+        }
+    }
+
+    /// The table that a root stored. `slot_at` maps a place to its slot.
+    pub(super) fn load(
+        slots: u64,
+        parts: &[TablePart],
+        slot_at: impl Fn(u64) -> Option<u64>,
+    ) -> Result<Self, BadTable> {
+        let mut table = Self::new(slots);
+        table.rows.clear();
+        for part in parts {
+            if part.first as usize != table.rows.len() {
+                return Err(BadTable(format!(
+                    "part starts at handle {} instead of {}",
+                    part.first,
+                    table.rows.len()
+                )));
+            }
+            table.rows.extend_from_slice(&part.rows);
+        }
+        if table.rows.first().is_none_or(Option::is_some) {
+            return Err(BadTable("row 0 is not empty".into()));
+        }
+        for handle in 1..table.rows.len() {
+            match table.rows[handle] {
+                None => table.free_handles.push(u32::try_from(handle).expect("handles are u32")),
+                Some(row) => {
+                    let slot = slot_at(row.phys).ok_or_else(|| {
+                        BadTable(format!("row {handle} names place {:#x}, which is no slot", row.phys))
+                    })?;
+                    table.take_slot(slot).map_err(|()| {
+                        BadTable(format!("row {handle} names slot {slot}, which another row has"))
+                    })?;
+                }
+            }
+        }
+        Ok(table)
+    }
+
+    fn take_slot(&mut self, slot: u64) -> Result<(), ()> {
+        let taken = &mut self.slot_taken[usize::try_from(slot).expect("slots are below 2^32")];
+        if std::mem::replace(taken, true) {
+            return Err(());
+        }
+        self.free_count -= 1;
+        Ok(())
+    }
+
+    /// The row of a handle.
+    pub(super) fn row(&self, handle: Handle) -> Option<&Row> {
+        self.rows.get(handle as usize)?.as_ref()
+    }
+
+    fn row_mut(&mut self, handle: Handle) -> &mut Row {
+        self.rows[handle as usize].as_mut().expect("handles in use have a row")
+    }
+
+    /// A clone of the current read guard. Whoever holds it may use locations that it resolved
+    /// after taking it: their slots are not reused before the guard is dropped.
+    pub(super) fn guard(&self) -> ReadGuard {
+        self.guard.clone()
+    }
+
+    /// Number of slots in no use at all.
+    pub(super) fn free_slots(&self) -> u64 {
+        self.free_count
+    }
+
+    /// Slots that may be used right now.
+    pub(super) fn available_slots(&self) -> usize {
+        self.available.len()
+    }
+
+    /// Takes a slot that the last durable root reserved.
+    pub(super) fn take_available(&mut self) -> Option<u64> {
+        self.available.pop_front()
+    }
+
+    /// Takes any free slot; for index segments when nothing reserved is left.
+    pub(super) fn take_any(&mut self) -> Option<u64> {
+        self.take_available().or_else(|| self.find_free())
+    }
+
+    /// Puts a slot back that was taken and never written.
+    pub(super) fn put_back(&mut self, slot: u64) {
+        self.available.push_front(slot);
+    }
+
+    fn find_free(&mut self) -> Option<u64> {
+        if self.free_count == 0 {
+            return None;
+        }
+        let count = self.slot_taken.len();
+        let found =
+            (0..count).map(|i| (self.next_free_search + i) % count).find(|slot| !self.slot_taken[*slot])?;
+        self.next_free_search = found + 1;
+        self.slot_taken[found] = true;
+        self.free_count -= 1;
+        Some(found as u64)
+    }
+
+    /// Adds a row for a segment whose slot was taken.
+    pub(super) fn add_row(&mut self, row: Row) -> Handle {
+        self.added.push(Place { uid: row.uid, phys: row.phys });
+        let Some(handle) = self.free_handles.pop() else {
+            self.rows.push(Some(row));
+            return u32::try_from(self.rows.len() - 1).expect("there are fewer than 2^32 slots");
+        };
+        self.rows[handle as usize] = Some(row);
+        handle
+    }
+
+    /// Adds a row for a segment that recovery found on the store.
+    pub(super) fn adopt(&mut self, row: Row, slot: u64) -> Result<Handle, BadTable> {
+        self.take_slot(slot).map_err(|()| BadTable(format!("slot {slot} of a log segment is in use")))?;
+        Ok(self.add_row(row))
+    }
+
+    /// Removes a row whose segment was never written, and gives its slot back.
+    pub(super) fn abandon(&mut self, handle: Handle, slot: u64) {
+        if let Some(row) = self.rows[handle as usize].take() {
+            self.added.retain(|place| place.uid != row.uid);
+        }
+        self.free_handles.push(handle);
+        self.put_back(slot);
+    }
+
+    pub(super) fn set_bytes(&mut self, handle: Handle, bytes: u32) {
+        let row = self.row_mut(handle);
+        row.bytes = row.bytes.max(bytes);
+    }
+
+    pub(super) fn close(&mut self, handle: Handle) {
+        self.row_mut(handle).state = SegmentState::Closed;
+    }
+
+    /// Applies the changes of one merge.
+    pub(super) fn apply(&mut self, change: &LiveChange) {
+        for (handle, bytes) in &change.0 {
+            let row = self.row_mut(*handle);
+            let live = i64::from(row.live) + bytes;
+            row.live = u32::try_from(live).expect("live bytes of a segment are counted exactly");
+            assert!(row.live <= row.bytes, "no more bytes live than were written");
+        }
+    }
+
+    /// Picks up to `target` slots in all that the next root will reserve.
+    pub(super) fn reserve(&mut self, target: usize) -> Vec<u64> {
+        while self.available.len() + self.reserving.len() < target {
+            match self.find_free() {
+                Some(slot) => self.reserving.push_back(slot),
+                None => break,
+            }
+        }
+        self.available.iter().chain(&self.reserving).copied().collect()
+    }
+
+    /// Allows what [`reserve`](Self::reserve) picked to be used before a root names it: by a session
+    /// that has just taken over and has no root of its own yet.
+    pub(super) fn use_reserving(&mut self) {
+        self.available.append(&mut self.reserving);
+    }
+
+    /// Closes every segment: a session never goes on in another's.
+    pub(super) fn close_all(&mut self) {
+        self.rows.iter_mut().flatten().for_each(|row| row.state = SegmentState::Closed);
+    }
+
+    /// Rows that nothing needs: closed, no live byte, and not `pinned` by the log.
+    pub(super) fn dead(&self, pinned: impl Fn(Handle) -> bool) -> Vec<Handle> {
+        (1..self.rows.len())
+            .filter_map(|handle| {
+                let row = self.rows[handle].as_ref()?;
+                let handle = u32::try_from(handle).expect("handles are u32");
+                (row.live == 0 && row.state == SegmentState::Closed && !pinned(handle)).then_some(handle)
+            })
+            .collect()
+    }
+
+    /// Takes rows out of the table that root `by`, durable now, did not list any more.
+    pub(super) fn free(&mut self, handles: &[Handle], by: Generation, slot_at: impl Fn(u64) -> Option<u64>) {
+        if handles.is_empty() {
+            return;
+        }
+        let old_guard = std::mem::replace(&mut self.guard, Arc::new(()));
+        let mut slots = Vec::with_capacity(handles.len());
+        for handle in handles {
+            let row = self.rows[*handle as usize].take().expect("dead rows exist");
+            slots.push(slot_at(row.phys).expect("rows name slots"));
+            self.free_handles.push(*handle);
+        }
+        self.freed.push_back(Freed { slots, by, readers: Arc::downgrade(&old_guard) });
+    }
+
+    /// Tells that root `durable` is: what it reserved may be used, and what an earlier root freed
+    /// is free again as soon as no reader can see it. Returns the slots that became free.
+    pub(super) fn root_is_durable(&mut self, durable: Generation) -> Vec<u64> {
+        self.available.append(&mut self.reserving);
+        let mut reusable = Vec::new();
+        // In order: a reader that blocks one batch may have seen every later one, too.
+        while self.freed.front().is_some_and(|f| f.by < durable && f.readers.strong_count() == 0) {
+            reusable.extend(self.freed.pop_front().into_iter().flat_map(|f| f.slots));
+        }
+        for slot in &reusable {
+            self.slot_taken[usize::try_from(*slot).expect("slots are below 2^32")] = false;
+            self.free_count += 1;
+        }
+        reusable
+    }
+
+    /// Slots on their way to being free.
+    pub(super) fn freed_slots(&self) -> usize {
+        self.freed.iter().map(|freed| freed.slots.len()).sum()
+    }
+
+    /// The places added since the last call.
+    pub(super) fn take_added(&mut self) -> Vec<Place> {
+        std::mem::take(&mut self.added)
+    }
+
+    /// Places added since a root took them.
+    pub(super) fn added_count(&self) -> usize {
+        self.added.len()
+    }
+
+    /// Puts places back that a root took and that did not become durable.
+    pub(super) fn restore_added(&mut self, mut places: Vec<Place>) {
+        places.append(&mut self.added);
+        self.added = places;
+    }
+
+    /// Where the segments of these rows lie.
+    pub(super) fn places(&self, handles: &[Handle]) -> Vec<Place> {
+        let rows = handles.iter().filter_map(|handle| self.row(*handle));
+        rows.map(|row| Place { uid: row.uid, phys: row.phys }).collect()
+    }
+
+    /// The table as stored parts, without the rows `dead`.
+    pub(super) fn parts(&self, dead: &[Handle]) -> Vec<TablePart> {
+        let mut rows = self.rows.clone();
+        dead.iter().for_each(|handle| rows[*handle as usize] = None);
+        rows.chunks(PART_ROWS_MAX)
+            .enumerate()
+            .map(|(i, rows)| TablePart {
+                first: u32::try_from(i * PART_ROWS_MAX).expect("handles are u32"),
+                rows: rows.to_vec(),
+            })
+            .collect()
+    }
+
+    /// Handles given out so far, free ones included.
+    pub(super) fn row_count(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Every row in use.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (Handle, &Row)> {
+        (0u32..).zip(&self.rows).filter_map(|(handle, row)| Some((handle, row.as_ref()?)))
+    }
+}
+
+/// A new row of a segment that this session opens.
+pub(super) fn new_row(kind: SegmentKind, uid: Uid, phys: u64, epoch: u16, birth: Generation) -> Row {
+    let birth = u32::try_from(birth.0 & 0xffff_ffff).expect("masked to 32 bits");
+    Row { uid, phys, epoch, kind, state: SegmentState::Open, live: 0, bytes: 0, birth }
+}

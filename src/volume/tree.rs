@@ -1,0 +1,175 @@
+//! The index tree on the store: fixed radix, write-once pages, found from the root's top pointers
+//! (docs/FORMAT.md §7). Reading it; `merge.rs` makes new ones.
+
+use std::sync::Arc;
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::VolumeError;
+use super::delta::Run;
+use super::io::SegmentReader;
+use crate::format::page::{FANOUT, Inner, Leaf, Loc, TOP_LEVEL, open_sealed_page};
+use crate::geometry::{Lba, SectorRange};
+
+/// Memory for decoded pages: the budget of 64 MiB less deltas and buffers.
+const CACHE_BYTES_MAX: u64 = 24 << 20;
+/// A page in memory, about; sizes the cache's table.
+const PAGE_BYTES_TYPICAL: usize = 4096;
+
+/// Sectors below one page of that level.
+pub(super) fn page_sectors(level: u8) -> u64 {
+    (FANOUT as u64).pow(u32::from(level) + 1)
+}
+
+/// The sectors below page `number` of `level`.
+pub(super) fn page_range(level: u8, number: u64) -> SectorRange {
+    SectorRange::new(Lba(number * page_sectors(level)), page_sectors(level))
+}
+
+/// A decoded page.
+#[derive(Clone)]
+pub(super) enum Page {
+    Leaf(Arc<Leaf>),
+    Inner(Arc<Inner>),
+}
+
+/// Pages by location. A location is one page for ever: the handle of a freed segment may come back,
+/// so the segment's uid is part of the key.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PageKey {
+    uid: crate::cipher::Uid,
+    offset: u64,
+}
+
+#[derive(Clone)]
+struct PageWeight;
+
+impl Weighter<PageKey, Page> for PageWeight {
+    fn weight(&self, _: &PageKey, page: &Page) -> u64 {
+        let body = match page {
+            Page::Inner(_) => FANOUT * size_of::<Loc>(),
+            Page::Leaf(leaf) => match &**leaf {
+                Leaf::Dense(_) => FANOUT * size_of::<Loc>(),
+                Leaf::Extents(extents) => extents.capacity() * 16,
+            },
+        };
+        body as u64 + 96
+    }
+}
+
+/// One state of the tree: its top pointers, one per 512 GiB.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Tree {
+    pub(super) tops: Vec<Loc>,
+}
+
+impl Tree {
+    /// The tree of an empty volume of `sectors` sectors.
+    pub(super) fn empty(sectors: u64) -> Self {
+        let tops = usize::try_from(sectors.div_ceil(page_sectors(TOP_LEVEL))).expect("at most 8192");
+        Self { tops: vec![Loc::HOLE; tops] }
+    }
+}
+
+/// Reads pages, with a bounded cache.
+pub(super) struct Pages {
+    cache: Cache<PageKey, Page, PageWeight>,
+}
+
+impl Pages {
+    pub(super) fn new() -> Self {
+        let items = usize::try_from(CACHE_BYTES_MAX).unwrap_or(usize::MAX) / PAGE_BYTES_TYPICAL;
+        Self { cache: Cache::with_weighter(items, CACHE_BYTES_MAX, PageWeight) }
+    }
+
+    /// The page `number` of `level` at `loc`.
+    async fn page(
+        &self,
+        segments: &SegmentReader,
+        loc: Loc,
+        level: u8,
+        number: u64,
+    ) -> Result<Page, VolumeError> {
+        let place = segments.place(loc)?;
+        let key = PageKey { uid: place.key.uid(), offset: loc.offset() };
+        if let Some(page) = self.cache.get(&key) {
+            return Ok(page);
+        }
+        let sealed = segments.read(&place, loc.offset(), loc.len()).await?;
+        let plaintext = open_sealed_page(&place.key, loc.offset(), level, number, &sealed)
+            .map_err(|source| VolumeError::damaged("index page", place.phys + loc.offset(), source))?;
+        let damaged = |source| VolumeError::damaged("index page", place.phys + loc.offset(), source);
+        let page = if level == 0 {
+            Page::Leaf(Arc::new(Leaf::decode(&plaintext).map_err(damaged)?))
+        } else {
+            Page::Inner(Arc::new(Inner::decode(&plaintext, level).map_err(damaged)?))
+        };
+        self.cache.insert(key, page.clone());
+        Ok(page)
+    }
+
+    pub(super) async fn leaf(
+        &self,
+        segments: &SegmentReader,
+        loc: Loc,
+        number: u64,
+    ) -> Result<Arc<Leaf>, VolumeError> {
+        match self.page(segments, loc, 0, number).await? {
+            Page::Leaf(leaf) => Ok(leaf),
+            Page::Inner(_) => Err(VolumeError::Inconsistent("a leaf pointer names an inner page".into())),
+        }
+    }
+
+    pub(super) async fn inner(
+        &self,
+        segments: &SegmentReader,
+        loc: Loc,
+        level: u8,
+        number: u64,
+    ) -> Result<Arc<Inner>, VolumeError> {
+        match self.page(segments, loc, level, number).await? {
+            Page::Inner(inner) if inner.level == level => Ok(inner),
+            _ => Err(VolumeError::Inconsistent("a page pointer names a page of another level".into())),
+        }
+    }
+
+    /// The longest run known at once from sector `at` on: what the tree says of it, not longer than
+    /// `count`. Costs at most three pages, whatever the length of the run.
+    pub(super) async fn run_at(
+        &self,
+        segments: &SegmentReader,
+        tree: &Tree,
+        at: Lba,
+        count: u64,
+    ) -> Result<Run, VolumeError> {
+        let window = SectorRange::new(at, count);
+        let number = |level| at.0 / page_sectors(level);
+        let whole = |level, loc| {
+            let run = Run { sectors: page_range(level, number(level)), loc };
+            run.clip(window).expect("the page covers the sector")
+        };
+        let index = |level: u8| {
+            let below = if level == 0 { at.0 } else { number(level - 1) };
+            usize::try_from(below % FANOUT as u64).expect("below 512")
+        };
+        let top = usize::try_from(number(TOP_LEVEL)).expect("at most 8192");
+        let mut loc = *tree
+            .tops
+            .get(top)
+            .ok_or_else(|| VolumeError::Inconsistent(format!("sector {at} lies behind the index")))?;
+        for level in (1..=TOP_LEVEL).rev() {
+            if loc.handle().is_none() {
+                return Ok(whole(level, loc));
+            }
+            loc = self.inner(segments, loc, level, number(level)).await?.children[index(level)];
+        }
+        if loc.handle().is_none() {
+            return Ok(whole(0, loc));
+        }
+        let leaf = self.leaf(segments, loc, number(0)).await?;
+        let (loc, len) = leaf.run_at(index(0));
+        let sectors = SectorRange::new(at, len as u64);
+        Ok(Run { sectors, loc }.clip(window).expect("the run starts in the window"))
+    }
+}
