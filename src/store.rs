@@ -3,6 +3,8 @@
 
 pub mod file;
 pub mod memory;
+pub mod nbd;
+pub mod uri;
 
 use std::future::Future;
 use std::pin::Pin;

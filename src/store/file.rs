@@ -471,7 +471,7 @@ mod tests {
     async fn a_write_of_many_parts_lands_in_order() {
         let (_directory, _path, store) = new_store();
         let parts: Vec<Bytes> = (0..3 * PARTS_PER_CALL_MAX)
-            .map(|at| Bytes::from(vec![(at % 251) as u8; if at % 2 == 0 { 8 } else { 0 }]))
+            .map(|at| Bytes::from(vec![at.to_le_bytes()[0]; if at % 2 == 0 { 8 } else { 0 }]))
             .collect();
         let whole = parts.concat();
         store.write_at(8192, parts, Persist::Volatile).await.unwrap();
