@@ -6,3 +6,4 @@ pub mod geometry;
 pub mod payload;
 pub mod store;
 pub mod volume;
+pub mod wire;

@@ -1,6 +1,11 @@
 //! Where ciphertext goes. A *slot store* is addressed by byte offset: a file, a remote NBD
 //! server, memory. It is never trusted: whatever it returns is authenticated above.
 
+pub mod file;
+pub mod memory;
+pub mod nbd;
+pub mod uri;
+
 use std::future::Future;
 use std::pin::Pin;
 
@@ -23,6 +28,75 @@ pub struct Capability {
     pub discard: bool,
     /// The store refuses writes.
     pub read_only: bool,
+}
+
+impl Capability {
+    /// Checks a read of `len` bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`StoreError::OutOfRange`] when it does not lie inside the store.
+    ///
+    /// # Panics
+    /// When it is longer than `io_bytes_max`: splitting is the caller's work.
+    pub(crate) fn check_read(&self, offset: u64, len: usize) -> Result<(), StoreError> {
+        assert!(len as u64 <= u64::from(self.io_bytes_max), "callers split reads at io_bytes_max");
+        self.check_range(offset, len as u64)
+    }
+
+    /// Checks a write of `parts` from `offset` on; returns their total length in bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::OutOfRange`] when it does not lie inside the store, [`StoreError::Io`] with
+    /// `EROFS` when the store refuses writes.
+    ///
+    /// # Panics
+    /// When it is longer than `io_bytes_max` or not made of whole physical blocks: a write that is
+    /// neither would put bytes at risk that were flushed before, so it must never leave.
+    pub(crate) fn check_write(&self, offset: u64, parts: &[Bytes]) -> Result<usize, StoreError> {
+        let len: usize = parts.iter().map(Bytes::len).sum();
+        let block = u64::from(self.physical_block);
+        assert!(len as u64 <= u64::from(self.io_bytes_max), "callers split writes at io_bytes_max");
+        assert!(
+            offset.is_multiple_of(block) && (len as u64).is_multiple_of(block),
+            "a write is made of whole physical blocks"
+        );
+        self.check_writable()?;
+        self.check_range(offset, len as u64)?;
+        Ok(len)
+    }
+
+    /// Checks that `offset .. offset + len` may be given back.
+    ///
+    /// # Errors
+    /// As [`check_write`](Self::check_write).
+    pub(crate) fn check_discard(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.check_writable()?;
+        self.check_range(offset, len)
+    }
+
+    fn check_writable(&self) -> Result<(), StoreError> {
+        if self.read_only {
+            let source = std::io::ErrorKind::ReadOnlyFilesystem.into();
+            return Err(StoreError::Io { context: "change a store opened read-only", source });
+        }
+        Ok(())
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => Err(StoreError::OutOfRange { offset, len }),
+        }
+    }
+}
+
+/// What a store is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Reads only; others may read at the same time.
+    ReadOnly,
+    /// Reads and writes; nobody else may have it open, where the store can tell.
+    ReadWrite,
 }
 
 /// How far a store write must have come before it returns.
@@ -81,6 +155,17 @@ pub enum StoreError {
         /// The cause.
         source: std::io::Error,
     },
+}
+
+impl StoreError {
+    /// The operating system's word, with a full device told apart from everything else.
+    pub(crate) fn from_io(context: &'static str, source: std::io::Error) -> Self {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match source.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => Self::NoSpace,
+            _ => Self::Io { context, source },
+        }
+    }
 }
 
 /// A store addressed by byte offset.

@@ -1,0 +1,517 @@
+//! A store in a file, sparse, or on a block device.
+//!
+//! Assumes nothing about other processes: an open-file-description lock keeps a second opener out
+//! for as long as this one lives, across `fork` and whoever else opens and closes the same file.
+//! Promises the contract of [`SlotStore`]; in particular a read never makes up zeros behind the end
+//! of a file that was cut short, and a failed `fdatasync` is final: the kernel marks the pages it
+//! could not write as clean, so a second `fdatasync` would succeed without having written anything.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, ReadWriteFlags};
+
+use super::{Access, BoxFuture, Capability, Persist, SlotStore, StoreError};
+
+/// Longest single read or write in bytes: one segment of the default size.
+const IO_BYTES_MAX: u32 = 8 << 20;
+
+/// Longest write done on the caller's thread, in bytes. A buffered write is a copy into the page
+/// cache, and below this length handing it to another thread costs more than the copy.
+const INLINE_WRITE_BYTES_MAX: usize = 1 << 20;
+
+/// Parts that one `pwritev` takes: Linux' `IOV_MAX`.
+const PARTS_PER_CALL_MAX: usize = 1024;
+
+/// A device may have physical blocks of 512 bytes; to take 4096 is safe on all and costs little.
+const PHYSICAL_BLOCK: u32 = 4096;
+
+/// What [`FileStore::create`] does when the file is there already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Existing {
+    /// Refuse.
+    Refuse,
+    /// Empty it and take it over, unless somebody has it open.
+    Replace,
+}
+
+/// A store in a file or on a block device.
+pub struct FileStore {
+    inner: Arc<Inner>,
+}
+
+/// Shared with the threads that do what may block.
+struct Inner {
+    file: File,
+    path: PathBuf,
+    size: u64,
+    access: Access,
+    /// Whether the end must be looked at: a device does not shrink under us.
+    regular: bool,
+    /// Cleared when the file system turns out not to punch holes.
+    punches: AtomicBool,
+    /// Cleared when the file system turns out not to know `RWF_NOWAIT`.
+    reads_without_waiting: AtomicBool,
+    /// Why a sync failed, once one has; it stays. Held while a sync runs: the kernel reports a
+    /// failure to one caller only, and a second one must not pass in between.
+    sync_failed: Mutex<Option<String>>,
+}
+
+impl FileStore {
+    /// Opens a file or block device and locks it: for reading together with other readers, for
+    /// writing alone.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when another process holds the lock, or has the device mounted or in
+    /// use otherwise; [`StoreError::Open`] when it is not there, may not be opened, cannot be
+    /// locked, or is neither file nor block device.
+    pub fn open(path: &Path, access: Access) -> Result<Self, StoreError> {
+        let failed = |cause: io::Error| open_failed(path, &cause);
+        // Before opening: a FIFO would block, a device might act.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let name = path.display();
+            return Err(StoreError::Open(format!("{name} is neither a file nor a block device")));
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(access == Access::ReadWrite);
+        if kind.is_block_device() && access == Access::ReadWrite {
+            // On a device O_EXCL asks the kernel to refuse while the device is mounted or mapped.
+            options.custom_flags(libc::O_EXCL);
+        }
+        let file = options.open(path).map_err(failed)?;
+        lock(&file, path, access)?;
+        Self::of_locked(file, path, access)
+    }
+
+    /// Makes a sparse file of `size` bytes with mode 0600 and opens it for writing. When this
+    /// returns, the file and its name are on stable storage.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`StoreError::Open`] also when the file exists and `existing` says
+    /// to refuse; [`StoreError::NoSpace`] when the file system cannot hold a file of that size.
+    /// A file that this call made is removed again.
+    pub fn create(path: &Path, size: u64, existing: Existing) -> Result<Self, StoreError> {
+        let fresh = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+        match fresh {
+            Ok(file) => Self::laid_out(file, path, size).inspect_err(|_| {
+                // The error that matters is the first one.
+                let _ = std::fs::remove_file(path);
+            }),
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => match existing {
+                Existing::Refuse => Err(StoreError::Open(format!("{} already exists", path.display()))),
+                Existing::Replace => Self::replaced(path, size),
+            },
+            Err(cause) => Err(open_failed(path, &cause)),
+        }
+    }
+
+    fn replaced(path: &Path, size: u64) -> Result<Self, StoreError> {
+        // The lock comes first: nothing is lost when somebody has the file open.
+        let store = Self::open(path, Access::ReadWrite)?;
+        if !store.inner.regular {
+            let name = path.display();
+            return Err(StoreError::Open(format!("{name} is a device: its size is fixed")));
+        }
+        let file = store.inner.file.try_clone().map_err(|cause| open_failed(path, &cause))?;
+        file.set_len(0).map_err(|cause| StoreError::from_io("empty the file", cause))?;
+        Self::laid_out(file, path, size)
+    }
+
+    /// Gives an empty file its size and makes it and its name durable.
+    fn laid_out(file: File, path: &Path, size: u64) -> Result<Self, StoreError> {
+        lock(&file, path, Access::ReadWrite)?;
+        file.set_len(size).map_err(|cause| StoreError::from_io("set the size of the file", cause))?;
+        file.sync_all().map_err(|cause| StoreError::from_io("sync the new file", cause))?;
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|cause| StoreError::from_io("sync the directory of the new file", cause))?;
+        Self::of_locked(file, path, Access::ReadWrite)
+    }
+
+    fn of_locked(mut file: File, path: &Path, access: Access) -> Result<Self, StoreError> {
+        let failed = |cause: io::Error| open_failed(path, &cause);
+        let regular = file.metadata().map_err(failed)?.is_file();
+        // A device has length 0 in its metadata; its end can be sought.
+        let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let punches = access == Access::ReadWrite && (!regular || punches_holes(&file, size));
+        let inner = Inner {
+            file,
+            path: path.to_owned(),
+            size,
+            access,
+            regular,
+            punches: AtomicBool::new(punches),
+            reads_without_waiting: AtomicBool::new(true),
+            sync_failed: Mutex::new(None),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Runs what may block on a thread made for it.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let inner = Arc::clone(&self.inner);
+        match tokio::task::spawn_blocking(move || work(&inner)).await {
+            Ok(outcome) => outcome,
+            // Only when the runtime is being torn down: the task was never started.
+            Err(stopped) => Err(StoreError::Unreachable(format!("the runtime is shutting down: {stopped}"))),
+        }
+    }
+}
+
+impl SlotStore for FileStore {
+    fn capability(&self) -> Capability {
+        Capability {
+            size: self.inner.size,
+            physical_block: PHYSICAL_BLOCK,
+            io_bytes_max: IO_BYTES_MAX,
+            discard: self.inner.punches.load(Ordering::Relaxed),
+            read_only: self.inner.access == Access::ReadOnly,
+        }
+    }
+
+    fn describe(&self) -> String {
+        self.inner.path.display().to_string()
+    }
+
+    fn try_read_at(&self, offset: u64, buf: &mut [u8]) -> Option<Result<(), StoreError>> {
+        let inner = &self.inner;
+        if !inner.reads_without_waiting.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.capability().check_read(offset, buf.len()).ok()?;
+        let wanted = buf.len();
+        let parts = &mut [IoSliceMut::new(buf)];
+        match rustix::io::preadv2(&inner.file, parts, offset, ReadWriteFlags::NOWAIT) {
+            Ok(got) if got == wanted => Some(Ok(())),
+            Err(Errno::OPNOTSUPP) => {
+                inner.reads_without_waiting.store(false, Ordering::Relaxed);
+                None
+            }
+            // Not cached, or only in part, or an error: `read_at` finds out and says so.
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
+        Box::pin(async move {
+            self.capability().check_read(offset, len)?;
+            self.off_thread(move |inner| inner.read(offset, len)).await
+        })
+    }
+
+    fn write_at(
+        &self,
+        offset: u64,
+        parts: Vec<Bytes>,
+        persist: Persist,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let len = self.capability().check_write(offset, &parts)?;
+            match persist {
+                Persist::Volatile if len <= INLINE_WRITE_BYTES_MAX => self.inner.write(offset, &parts),
+                Persist::Volatile => self.off_thread(move |inner| inner.write(offset, &parts)).await,
+                // Not RWF_DSYNC: when that fails, one cannot tell a write that was refused (nothing
+                // is lost) from a sync that failed (everything unsynced may be).
+                Persist::Durable => {
+                    self.off_thread(move |inner| {
+                        inner.write(offset, &parts)?;
+                        inner.sync()
+                    })
+                    .await
+                }
+            }
+        })
+    }
+
+    fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.off_thread(Inner::sync))
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.capability().check_discard(offset, len)?;
+            if len == 0 || !self.inner.punches.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            self.off_thread(move |inner| inner.punch(offset, len)).await
+        })
+    }
+}
+
+impl Inner {
+    fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + bytes.len() as u64;
+            // The capacity may be larger than asked for; what comes too much is cut off below.
+            match rustix::io::pread(&self.file, rustix::buffer::spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(StoreError::ShortRead { offset, wanted: len, got: bytes.len() }),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(StoreError::from_io("read from the file", errno.into())),
+            }
+        }
+        bytes.truncate(len);
+        Ok(bytes)
+    }
+
+    fn write(&self, offset: u64, parts: &[Bytes]) -> Result<(), StoreError> {
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest = &mut slices[..];
+        let mut at = offset;
+        // Empty parts go first, so that a call that writes nothing is an error below.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            let now = &rest[..rest.len().min(PARTS_PER_CALL_MAX)];
+            match rustix::io::pwritev(&self.file, now, at) {
+                Ok(0) => {
+                    let source = io::ErrorKind::WriteZero.into();
+                    return Err(StoreError::Io { context: "write to the file", source });
+                }
+                Ok(written) => {
+                    at += written as u64;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(StoreError::from_io("write to the file", errno.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let mut failed = self.sync_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed.is_none() {
+            *failed = self.sync_once().err();
+        }
+        match &*failed {
+            None => Ok(()),
+            Some(cause) => Err(StoreError::SyncFailed(cause.clone())),
+        }
+    }
+
+    fn sync_once(&self) -> Result<(), String> {
+        rustix::fs::fdatasync(&self.file)
+            .map_err(|errno| format!("fdatasync: {}", io::Error::from(errno)))?;
+        if self.regular {
+            let size = self.file.metadata().map_err(|cause| format!("look at the file: {cause}"))?.size();
+            if size < self.size {
+                let (name, opened) = (self.path.display(), self.size);
+                return Err(format!("{name} was cut from {opened} to {size} bytes while open"));
+            }
+        }
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        loop {
+            match rustix::fs::fallocate(&self.file, PUNCH, offset, len) {
+                Ok(()) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    self.punches.store(false, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(errno) => return Err(StoreError::from_io("punch a hole in the file", errno.into())),
+            }
+        }
+    }
+}
+
+const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
+/// Whether the file system punches holes, tried out behind the end, where there is nothing.
+fn punches_holes(file: &File, size: u64) -> bool {
+    !matches!(
+        rustix::fs::fallocate(file, PUNCH, size, u64::from(PHYSICAL_BLOCK)),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS)
+    )
+}
+
+/// Takes the lock of the whole file, without waiting.
+fn lock(file: &File, path: &Path, access: Access) -> Result<(), StoreError> {
+    let kind = match access {
+        Access::ReadOnly => libc::F_RDLCK,
+        Access::ReadWrite => libc::F_WRLCK,
+    };
+    let whole = libc::flock {
+        l_type: libc::c_short::try_from(kind).expect("lock types are small numbers"),
+        l_whence: libc::c_short::try_from(libc::SEEK_SET).expect("SEEK_SET is 0"),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+        Ok(_) => Ok(()),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
+            Err(StoreError::Busy(path.display().to_string()))
+        }
+        Err(errno) => {
+            let name = path.display();
+            Err(StoreError::Open(format!("{name} cannot be locked: {}", io::Error::from(errno))))
+        }
+    }
+}
+
+fn open_failed(path: &Path, cause: &io::Error) -> StoreError {
+    let name = path.display();
+    match cause.kind() {
+        io::ErrorKind::ResourceBusy => StoreError::Busy(name.to_string()),
+        _ => StoreError::Open(format!("{name} cannot be opened: {cause}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const SIZE: u64 = 1 << 20;
+
+    fn new_store() -> (tempfile::TempDir, PathBuf, FileStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("volume");
+        let store = FileStore::create(&path, SIZE, Existing::Refuse).unwrap();
+        (directory, path, store)
+    }
+
+    #[test]
+    fn a_new_file_is_sparse_private_and_of_the_size_asked_for() {
+        let (_directory, path, _store) = new_store();
+        let metadata = std::fs::metadata(path).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        assert_eq!(metadata.len(), SIZE);
+        assert_eq!(metadata.blocks(), 0);
+    }
+
+    #[test]
+    fn a_second_writer_and_a_reader_beside_a_writer_are_refused() {
+        let (_directory, path, store) = new_store();
+        for access in [Access::ReadWrite, Access::ReadOnly] {
+            assert!(matches!(FileStore::open(&path, access), Err(StoreError::Busy(_))));
+        }
+        drop(store);
+        FileStore::open(&path, Access::ReadWrite).unwrap();
+    }
+
+    #[test]
+    fn readers_share_a_file_and_keep_a_writer_out() {
+        let (_directory, path, store) = new_store();
+        drop(store);
+        let readers: Vec<_> = (0..2).map(|_| FileStore::open(&path, Access::ReadOnly).unwrap()).collect();
+        assert!(matches!(FileStore::open(&path, Access::ReadWrite), Err(StoreError::Busy(_))));
+        drop(readers);
+        FileStore::open(&path, Access::ReadWrite).unwrap();
+    }
+
+    #[test]
+    fn an_existing_file_is_replaced_only_when_told_and_not_in_use() {
+        let (_directory, path, store) = new_store();
+        assert!(matches!(FileStore::create(&path, SIZE, Existing::Refuse), Err(StoreError::Open(_))));
+        assert!(matches!(FileStore::create(&path, SIZE, Existing::Replace), Err(StoreError::Busy(_))));
+        store.inner.write(0, &[Bytes::from_static(&[7; 4096])]).unwrap();
+        drop(store);
+        let store = FileStore::create(&path, 2 * SIZE, Existing::Replace).unwrap();
+        assert_eq!(store.capability().size, 2 * SIZE);
+        assert_eq!(store.inner.read(0, 4096).unwrap(), [0; 4096]);
+    }
+
+    #[test]
+    fn what_is_neither_file_nor_device_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        for path in [directory.path(), Path::new("/dev/null"), Path::new("/nonexistent/volume")] {
+            let opened = FileStore::open(path, Access::ReadWrite);
+            assert!(matches!(opened, Err(StoreError::Open(_))), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("volume");
+        assert!(FileStore::create(&path, u64::MAX, Existing::Refuse).is_err());
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_cut_short_while_open_gives_no_zeros_and_fails_the_sync() {
+        let (_directory, path, store) = new_store();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(6000).unwrap();
+        let short = store.read_at(4096, 4096).await;
+        assert!(
+            matches!(short, Err(StoreError::ShortRead { offset: 4096, wanted: 4096, got: 1904 })),
+            "{short:?}"
+        );
+        assert!(store.try_read_at(4096, &mut [0; 4096]).is_none());
+        let failed = store.sync().await;
+        assert!(
+            matches!(&failed, Err(StoreError::SyncFailed(cause)) if cause.contains("6000")),
+            "{failed:?}"
+        );
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(SIZE).unwrap();
+        assert!(matches!(store.sync().await, Err(StoreError::SyncFailed(_))), "a failed sync is final");
+    }
+
+    #[tokio::test]
+    async fn a_write_of_many_parts_lands_in_order() {
+        let (_directory, _path, store) = new_store();
+        let parts: Vec<Bytes> = (0..3 * PARTS_PER_CALL_MAX)
+            .map(|at| Bytes::from(vec![at.to_le_bytes()[0]; if at % 2 == 0 { 8 } else { 0 }]))
+            .collect();
+        let whole = parts.concat();
+        store.write_at(8192, parts, Persist::Volatile).await.unwrap();
+        assert_eq!(store.read_at(8192, whole.len()).await.unwrap(), whole);
+    }
+
+    #[tokio::test]
+    async fn a_discarded_range_gives_its_blocks_back() {
+        let (_directory, path, store) = new_store();
+        store.write_at(0, vec![Bytes::from(vec![1; 1 << 20])], Persist::Durable).await.unwrap();
+        let before = std::fs::metadata(&path).unwrap().blocks();
+        store.discard(0, 1 << 19).await.unwrap();
+        store.sync().await.unwrap();
+        let after = std::fs::metadata(&path).unwrap().blocks();
+        assert_eq!(after < before, store.capability().discard, "{before} blocks before, {after} after");
+        assert_eq!(store.read_at(1 << 19, 1).await.unwrap(), [1]);
+    }
+
+    #[tokio::test]
+    async fn a_file_without_room_says_so() {
+        const CHILD: &str = "SEALBD_TEST_FULL_FILE";
+        if let Some(path) = std::env::var_os(CHILD) {
+            let store = FileStore::open(Path::new(&path), Access::ReadWrite).unwrap();
+            let block = || vec![Bytes::from_static(&[1; 4096])];
+            store.write_at(4096, block(), Persist::Volatile).await.unwrap();
+            let full = store.write_at(8192, block(), Persist::Volatile).await;
+            assert!(matches!(full, Err(StoreError::NoSpace)), "{full:?}");
+            return;
+        }
+        // The limit (16 blocks of 512 bytes) is a process', so the test runs itself under it.
+        let (_directory, path, store) = new_store();
+        drop(store);
+        let child = std::process::Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "store::file::tests::a_file_without_room_says_so"])
+            .env(CHILD, &path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
+    }
+}
