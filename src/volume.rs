@@ -11,10 +11,11 @@
 //! | `log`, `queue`, `tail` | group commit, order, the open segment |
 //! | `delta`, `tree`, `merge` | index: newer entries, pages on the store, folding one into the other |
 //! | `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
-//! | `checkpoint`, `recover`, `maintain` | roots, opening, background work |
+//! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
+//! | `maintain`, `reclaim` | background work, getting space back |
 //! | [`create`], [`unlock`], [`check`] | making, unlocking and verifying volumes |
 
-//pub mod check;
+pub mod check;
 mod checkpoint;
 pub mod create;
 mod delta;
@@ -27,6 +28,7 @@ mod maintain;
 mod merge;
 mod queue;
 mod read;
+mod reclaim;
 mod recover;
 mod replay;
 mod segments;
@@ -44,7 +46,7 @@ use tokio::sync::Notify;
 use crate::cipher::{UidSource, VolumeKeys};
 use crate::export::{Durability, Export, ExportError, ExportInfo, Extent, ZeroMode};
 use crate::format::header::Header;
-use crate::geometry::{ByteRange, SECTOR_BYTES};
+use crate::geometry::ByteRange;
 use crate::payload::Payload;
 use crate::store::SlotStore;
 

@@ -54,6 +54,12 @@ struct Plan {
     log: HashSet<Handle>,
 }
 
+/// A root that is durable, and what it made superfluous.
+struct Durable {
+    generation: Generation,
+    dead: Vec<Handle>,
+}
+
 impl Core {
     /// Folds every entry of completed chunks into the tree and writes a root.
     ///
@@ -77,10 +83,13 @@ impl Core {
         let tree = self.map().tree.clone();
         let written = self.fold_and_write(checkpointer, &frozen, &tree, span).await;
         match written {
-            Ok(new) => {
-                let mut map = self.map_mut();
-                map.tree = Arc::new(new);
-                map.frozen = None;
+            Ok((new, root)) => {
+                {
+                    let mut map = self.map_mut();
+                    map.tree = Arc::new(new);
+                    map.frozen = None;
+                }
+                self.retire(root).await;
                 Ok(())
             }
             Err(error) => {
@@ -100,7 +109,7 @@ impl Core {
         frozen: &Delta,
         tree: &Tree,
         span: LogSpan,
-    ) -> Result<Tree, VolumeError> {
+    ) -> Result<(Tree, Durable), VolumeError> {
         // The frozen entries name records that must be durable before a root does.
         self.flush_to(span.start_seq - 1).await.map_err(stopped)?;
         // c2, c3: new pages.
@@ -116,7 +125,7 @@ impl Core {
         } else {
             self.forget_log_before(span.handle);
         }
-        durable.map(|()| new)
+        durable.map(|root| (new, root))
     }
 
     /// Writes the root that claims the volume for this session, or the first one of a new volume:
@@ -125,7 +134,10 @@ impl Core {
         let tree = (*self.map().tree).clone();
         let spans = checkpointer.replayed.iter().copied().chain(self.open_span()).collect();
         let log = self.tail().segments.iter().copied().collect();
-        self.write_root(checkpointer, Plan { tree, spans, change: LiveChange::default(), log }).await
+        let plan = Plan { tree, spans, change: LiveChange::default(), log };
+        let root = self.write_root(checkpointer, plan).await?;
+        self.retire(root).await;
+        Ok(())
     }
 
     fn open_span(&self) -> Option<LogSpan> {
@@ -206,7 +218,7 @@ impl Core {
         self: &Arc<Self>,
         checkpointer: &mut Checkpointer,
         plan: Plan,
-    ) -> Result<(), VolumeError> {
+    ) -> Result<Durable, VolumeError> {
         // A number is never tried twice: whether a failed try reached the store is unknown.
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let Plan { tree, spans, change, log } = plan;
@@ -227,28 +239,34 @@ impl Core {
         };
         self.segments.table_mut().apply(&change);
         let tried = self.write_root_inner(checkpointer, &mut root, &log).await;
-        let (mac, reusable) = {
-            let mut table = self.segments.table_mut();
-            let (mac, dead) = match tried {
-                Ok(done) => done,
-                Err(error) => {
-                    table.apply(&change.inverse());
-                    table.restore_added(root.added);
-                    return Err(error);
-                }
-            };
-            table.free(&dead, Generation(generation), |phys| self.header.slot_at(phys));
-            (mac, table.root_is_durable(Generation(generation)))
+        let (mac, dead) = match tried {
+            Ok(done) => done,
+            Err(error) => {
+                let mut table = self.segments.table_mut();
+                table.apply(&change.inverse());
+                table.restore_added(root.added);
+                return Err(error);
+            }
         };
         checkpointer.previous.insert(0, mac);
         checkpointer.previous.truncate(PREVIOUS_MAX);
+        Ok(Durable { generation: Generation(generation), dead })
+    }
+
+    /// Takes what a durable root does not need any more out of use. Readers must be given that root's
+    /// index by now.
+    async fn retire(self: &Arc<Self>, root: Durable) {
+        let reusable = {
+            let mut table = self.segments.table_mut();
+            table.free(&root.dead, root.generation, |phys| self.header.slot_at(phys));
+            table.root_is_durable(root.generation)
+        };
         for slot in reusable {
             // A hint; the slot is free whether or not the store takes it back.
             let _ =
                 self.store.discard(self.header.slot_offset(slot), u64::from(self.header.segment_bytes)).await;
         }
         self.resume_stalled();
-        Ok(())
     }
 
     async fn write_root_inner(

@@ -162,7 +162,8 @@ impl Core {
             return Ok(true);
         }
         // Giving space back must work when there is none: only data stays out of the last slots.
-        let brings_data = self.queue().waiting.front().is_some_and(|part| part.op == Op::Write);
+        let brings_data = |part: &Part| part.op == Op::Write && !part.reclaims;
+        let brings_data = self.queue().waiting.front().is_some_and(brings_data);
         if brings_data && !self.writers_have_room() {
             return Ok(false);
         }

@@ -63,6 +63,9 @@ impl Core {
         if due {
             return self.checkpoint().await.is_ok();
         }
+        if self.space_is_low() && self.reclaim().await.is_ok_and(|emptied| emptied > 0) {
+            return self.checkpoint().await.is_ok();
+        }
         if unflushed >= FLUSH_BYTES || ticked && unflushed > 0 {
             let completed = self.queue().completed_seq();
             // A failure stops the volume; every later request hears of it.
@@ -86,21 +89,30 @@ impl Core {
     }
 
     /// Gets slots for writers that wait for them: a root frees dead segments, the next one makes them
-    /// usable. When that yields nothing, the waiting writes fail for want of space.
+    /// usable; then the emptiest segments are emptied. When none of that yields anything any more, the
+    /// waiting writes fail for want of space.
     async fn make_space(self: &Arc<Self>) {
-        let mut failure = None;
-        for _ in 0..2 {
-            if let Err(error) = self.checkpoint().await {
-                failure = Some(error);
-                break;
+        let failure = loop {
+            for _ in 0..2 {
+                if let Err(error) = self.checkpoint().await {
+                    return self.fail_waiting(&error);
+                }
+                if !self.queue().stalled {
+                    return;
+                }
             }
-            if !self.queue().stalled {
-                return;
+            match self.reclaim().await {
+                Ok(0) => break VolumeError::NoSpace,
+                Ok(_) => {}
+                Err(error) => break error,
             }
-        }
-        let error = failure.unwrap_or(VolumeError::NoSpace).to_export();
+        };
+        self.fail_waiting(&failure);
+    }
+
+    fn fail_waiting(&self, error: &VolumeError) {
         let waiting = self.queue().drain_waiting();
-        waiting.iter().for_each(|done| done.part_done(Err(error.clone())));
+        waiting.iter().for_each(|done| done.part_done(Err(error.to_export())));
     }
 
     /// Lets waiting writers go on if a root brought what they wait for.

@@ -27,6 +27,8 @@ pub(super) struct Part {
     /// Records of a [`Op::Write`], plaintext; empty otherwise.
     pub(super) records: BytesMut,
     pub(super) done: Arc<Completion>,
+    /// Moves live data to get space back; may use the last slots.
+    pub(super) reclaims: bool,
 }
 
 impl Part {
@@ -48,7 +50,7 @@ impl Part {
         let sectors = SectorRange::new(start, self.sectors.count - count);
         self.sectors.count = count;
         self.done.one_more();
-        Self { sectors, op: self.op, records: rest, done: self.done.clone() }
+        Self { sectors, op: self.op, records: rest, done: self.done.clone(), reclaims: self.reclaims }
     }
 }
 

@@ -57,7 +57,7 @@ impl Core {
     }
 
     /// The newer entries of a window, the tree for the rest, and a guard for both.
-    fn resolve(&self, window: SectorRange) -> (Resolved, Arc<Tree>, super::segments::ReadGuard) {
+    pub(super) fn resolve(&self, window: SectorRange) -> (Resolved, Arc<Tree>, super::segments::ReadGuard) {
         let guard = self.segments.table().guard();
         let map = self.map();
         let mut resolved = Resolved::with_capacity(1);

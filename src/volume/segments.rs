@@ -39,7 +39,8 @@ pub(super) type ReadGuard = Arc<()>;
 
 /// The slots that one root freed.
 struct Freed {
-    slots: Vec<u64>,
+    /// Handle, row and slot of each.
+    segments: Vec<(Handle, Row, u64)>,
     by: Generation,
     /// Dead once every reader that may have seen their locations is gone.
     readers: Weak<()>,
@@ -131,9 +132,13 @@ impl Segments {
         Ok(())
     }
 
-    /// The row of a handle.
+    /// The row of a handle; also of a freed one for as long as a reader may ask for it.
     pub(super) fn row(&self, handle: Handle) -> Option<&Row> {
-        self.rows.get(handle as usize)?.as_ref()
+        let freed = || {
+            let mut freed = self.freed.iter().flat_map(|batch| &batch.segments);
+            freed.find(|(freed, _, _)| *freed == handle).map(|(_, row, _)| row)
+        };
+        self.rows.get(handle as usize)?.as_ref().or_else(freed)
     }
 
     fn row_mut(&mut self, handle: Handle) -> &mut Row {
@@ -161,9 +166,9 @@ impl Segments {
         self.available.pop_front()
     }
 
-    /// Takes any free slot; for index segments when nothing reserved is left.
+    /// Takes any free slot, the reserved ones last: those are the log's. For index segments.
     pub(super) fn take_any(&mut self) -> Option<u64> {
-        self.take_available().or_else(|| self.find_free())
+        self.find_free().or_else(|| self.take_available()).or_else(|| self.reserving.pop_back())
     }
 
     /// Puts a slot back that was taken and never written.
@@ -229,8 +234,13 @@ impl Segments {
         }
     }
 
-    /// Picks up to `target` slots in all that the next root will reserve.
+    /// Picks up to `target` slots in all that the next root will reserve; at most half of those in no
+    /// use, to leave some for the index.
     pub(super) fn reserve(&mut self, target: usize) -> Vec<u64> {
+        let unused = self.available.len()
+            + self.reserving.len()
+            + usize::try_from(self.free_count).unwrap_or(usize::MAX);
+        let target = target.min(unused.div_ceil(2));
         while self.available.len() + self.reserving.len() < target {
             match self.find_free() {
                 Some(slot) => self.reserving.push_back(slot),
@@ -262,19 +272,19 @@ impl Segments {
             .collect()
     }
 
-    /// Takes rows out of the table that root `by`, durable now, did not list any more.
+    /// Takes rows out of the table that root `by` did not list any more. The index that readers
+    /// are given must be that root's by now.
     pub(super) fn free(&mut self, handles: &[Handle], by: Generation, slot_at: impl Fn(u64) -> Option<u64>) {
         if handles.is_empty() {
             return;
         }
         let old_guard = std::mem::replace(&mut self.guard, Arc::new(()));
-        let mut slots = Vec::with_capacity(handles.len());
+        let mut segments = Vec::with_capacity(handles.len());
         for handle in handles {
             let row = self.rows[*handle as usize].take().expect("dead rows exist");
-            slots.push(slot_at(row.phys).expect("rows name slots"));
-            self.free_handles.push(*handle);
+            segments.push((*handle, row, slot_at(row.phys).expect("rows name slots")));
         }
-        self.freed.push_back(Freed { slots, by, readers: Arc::downgrade(&old_guard) });
+        self.freed.push_back(Freed { segments, by, readers: Arc::downgrade(&old_guard) });
     }
 
     /// Tells that root `durable` is: what it reserved may be used, and what an earlier root freed
@@ -284,18 +294,19 @@ impl Segments {
         let mut reusable = Vec::new();
         // In order: a reader that blocks one batch may have seen every later one, too.
         while self.freed.front().is_some_and(|f| f.by < durable && f.readers.strong_count() == 0) {
-            reusable.extend(self.freed.pop_front().into_iter().flat_map(|f| f.slots));
-        }
-        for slot in &reusable {
-            self.slot_taken[usize::try_from(*slot).expect("slots are below 2^32")] = false;
-            self.free_count += 1;
+            for (handle, _, slot) in self.freed.pop_front().into_iter().flat_map(|f| f.segments) {
+                self.free_handles.push(handle);
+                self.slot_taken[usize::try_from(slot).expect("slots are below 2^32")] = false;
+                self.free_count += 1;
+                reusable.push(slot);
+            }
         }
         reusable
     }
 
     /// Slots on their way to being free.
     pub(super) fn freed_slots(&self) -> usize {
-        self.freed.iter().map(|freed| freed.slots.len()).sum()
+        self.freed.iter().map(|freed| freed.segments.len()).sum()
     }
 
     /// The places added since the last call.

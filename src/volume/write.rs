@@ -150,7 +150,13 @@ impl Core {
             return Added::Blocked(Blocked::OnMerge(done));
         }
         let (done, receiver) = Completion::new();
-        queue.waiting.push_back(Part { sectors, op, records: std::mem::take(records), done });
+        queue.waiting.push_back(Part {
+            sectors,
+            op,
+            records: std::mem::take(records),
+            done,
+            reclaims: false,
+        });
         Added::Waiting { receiver, leader: queue.becomes_leader() }
     }
 
@@ -196,7 +202,7 @@ impl Core {
         queue.next_merge_id += 1;
         let done = Arc::new(Semaphore::new(0));
         queue.merges.push(Merge { id, sectors, done: done.clone() });
-        Ok(Begun::Reading { merge: MergeGuard { core: self, id, done }, missing })
+        Ok(Begun::Reading { merge: MergeGuard::new(self, id, done), missing })
     }
 }
 
@@ -208,10 +214,17 @@ enum Begun<'a> {
 }
 
 /// Lets others at the sectors again, however the merge ended.
-struct MergeGuard<'a> {
+pub(super) struct MergeGuard<'a> {
     core: &'a Core,
     id: u64,
     done: Arc<Semaphore>,
+}
+
+impl<'a> MergeGuard<'a> {
+    /// A guard of the merge `id`, which the queue holds already.
+    pub(super) fn new(core: &'a Core, id: u64, done: Arc<Semaphore>) -> Self {
+        Self { core, id, done }
+    }
 }
 
 impl Drop for MergeGuard<'_> {

@@ -1,0 +1,187 @@
+//! Getting space back from segments that are live only in part: what is live moves to the end of the
+//! log, and the next root frees the segment.
+//!
+//! A move is a read-merge-write that changes nothing: nobody else may change the sectors while
+//! it is put into the log, so a newer write can never be undone by it. Replay needs no rule of its own.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::sync::Semaphore;
+
+use super::delta::Run;
+use super::io::read_store;
+use super::log::effects;
+use super::queue::{Completion, Health, Merge, Part};
+use super::write::MergeGuard;
+use super::{Core, VolumeError};
+use crate::format::chunk::{ChunkHeader, ChunkPrefix, Op, PREFIX_LEN};
+use crate::format::page::Handle;
+use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentKind};
+use crate::format::table::{Row, SegmentState};
+use crate::geometry::{Lba, SectorRange};
+use crate::payload::RECORD_LEN;
+
+/// Segments emptied before a root frees them: few, so that little of the last slots is used meanwhile.
+const VICTIMS: usize = 4;
+/// A segment that is fuller than this is not worth moving, in parts of its size.
+const WORTH_BELOW: (u64, u64) = (15, 16);
+
+impl Core {
+    /// Whether less than a fifth of the slots is in no use (docs/FORMAT.md §11).
+    pub(super) fn space_is_low(&self) -> bool {
+        let table = self.segments.table();
+        let unused = table.free_slots() + table.available_slots() as u64 + table.freed_slots() as u64;
+        unused < self.header.slots / 5
+    }
+
+    /// Empties the emptiest segments. Returns how many; the next root frees them.
+    ///
+    /// # Errors
+    /// When the log does not take what is moved. A segment that cannot be read is left alone.
+    pub(super) async fn reclaim(self: &Arc<Self>) -> Result<usize, VolumeError> {
+        let mut emptied = 0;
+        for (handle, row) in self.victims() {
+            match self.empty_segment(handle, &row).await {
+                Ok(()) => emptied += 1,
+                // Damage does not get better by moving it; its sectors say so when they are read.
+                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(emptied)
+    }
+
+    fn victims(&self) -> Vec<(Handle, Row)> {
+        let in_log: HashSet<Handle> = self.tail().segments.iter().copied().collect();
+        let segment = u64::from(self.header.segment_bytes);
+        let table = self.segments.table();
+        let mut found: Vec<(Handle, Row)> = table
+            .rows()
+            .filter(|(handle, row)| {
+                row.kind == SegmentKind::Log
+                    && row.state == SegmentState::Closed
+                    && row.live > 0
+                    && u64::from(row.live) * WORTH_BELOW.1 < segment * WORTH_BELOW.0
+                    && !in_log.contains(handle)
+            })
+            .map(|(handle, row)| (handle, *row))
+            .collect();
+        found.sort_by_key(|(_, row)| row.live);
+        found.truncate(VICTIMS);
+        found
+    }
+
+    async fn empty_segment(self: &Arc<Self>, handle: Handle, row: &Row) -> Result<(), VolumeError> {
+        let len = usize::try_from(row.bytes).expect("segments are at most 64 MiB");
+        let bytes = read_store(&*self.store, row.phys, len).await?;
+        let key = self.segments.key(row.kind, row.uid);
+        let mut offset = SEGMENT_HEADER_LEN;
+        while let Some(prefix) = bytes.get(offset..).and_then(|rest| rest.first_chunk::<PREFIX_LEN>()) {
+            let room = (bytes.len() - offset) as u64;
+            let Ok(prefix) = ChunkPrefix::decode(prefix, self.align(), room) else { break };
+            let (header, _) = ChunkHeader::open(&prefix, &key, offset as u64, &bytes[offset..])
+                .map_err(|source| VolumeError::damaged("chunk", row.phys + offset as u64, source))?;
+            let layout = prefix.layout(self.align());
+            for run in effects(&header.entries, &layout, handle, offset as u64) {
+                let data = header.entries.iter().any(|e| e.sectors == run.sectors && e.op == Op::Write);
+                if data && run.loc.handle().is_some() {
+                    self.relocate(run, &bytes).await?;
+                }
+            }
+            offset += prefix.chunk_bytes as usize;
+        }
+        Ok(())
+    }
+
+    /// Moves those sectors of `run` that still lie there. `segment` is the segment's content.
+    async fn relocate(self: &Arc<Self>, run: Run, segment: &[u8]) -> Result<(), VolumeError> {
+        let Some(guard) = self.hold(run.sectors) else { return Ok(()) };
+        let mut receivers = Vec::new();
+        let mut parts = Vec::new();
+        let key = self.segments.place(run.loc)?.key;
+        for still in self.still_there(run).await? {
+            let mut records =
+                BytesMut::zeroed(usize::try_from(still.sectors.count).expect("a chunk") * RECORD_LEN);
+            for (i, record) in (0u64..).zip(records.chunks_exact_mut(RECORD_LEN)) {
+                let at = still.loc.step(i).offset();
+                let lba = Lba(still.sectors.start.0 + i);
+                let index = usize::try_from(at).expect("segments are at most 64 MiB");
+                let sealed = segment.get(index..index + RECORD_LEN).ok_or_else(|| {
+                    VolumeError::Inconsistent("a record lies behind what was written of its segment".into())
+                })?;
+                key.open_record(at, lba, sealed, &mut record[..crate::geometry::SECTOR_LEN]).map_err(
+                    |_| {
+                        let source = crate::format::FormatError::Authentication("sector");
+                        VolumeError::damaged("sector", at, source)
+                    },
+                )?;
+            }
+            let (done, receiver) = Completion::new();
+            parts.push(Part { sectors: still.sectors, op: Op::Write, records, done, reclaims: true });
+            receivers.push(receiver);
+        }
+        let leader = {
+            let mut queue = self.queue();
+            if let Health::NeedsRepair(error) | Health::Stopped(error) = &queue.health {
+                return Err(VolumeError::Stopped(error.to_string()));
+            }
+            // First in line: what waits for space must not wait in front of what makes space.
+            parts.into_iter().rev().for_each(|part| queue.waiting.push_front(part));
+            queue.stalled = false;
+            queue.becomes_leader()
+        };
+        drop(guard);
+        if leader {
+            self.commit().await;
+        }
+        for receiver in receivers {
+            match receiver.await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(VolumeError::Stopped(error.to_string())),
+                Err(_) => return Err(VolumeError::Stopped("the log lost a move".into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps everybody else off the sectors; `None` when somebody is already changing them, which makes
+    /// moving them pointless.
+    fn hold(&self, sectors: SectorRange) -> Option<MergeGuard<'_>> {
+        let mut queue = self.queue();
+        let busy = queue.merge_over(sectors).is_some()
+            || queue.in_flight_over(sectors)
+            || queue.waiting.iter().any(|part| part.sectors.overlaps(sectors));
+        if busy {
+            return None;
+        }
+        let id = queue.next_merge_id;
+        queue.next_merge_id += 1;
+        let done = Arc::new(Semaphore::new(0));
+        queue.merges.push(Merge { id, sectors, done: done.clone() });
+        Some(MergeGuard::new(self, id, done))
+    }
+
+    /// The parts of `run` that the index still finds there.
+    async fn still_there(&self, run: Run) -> Result<Vec<Run>, VolumeError> {
+        let mut found: Vec<Run> = Vec::new();
+        let mut at = run.sectors.start;
+        let (newer, tree, _guard) = self.resolve(run.sectors);
+        for (sectors, loc) in newer {
+            while at < sectors.end() {
+                let left = SectorRange::new(at, sectors.end().0 - at.0);
+                let current = match loc {
+                    Some(loc) => Run { sectors, loc }.clip(left).expect("inside"),
+                    None => self.pages.run_at(&self.segments, &tree, at, left.count).await?,
+                };
+                let here = run.clip(current.sectors).expect("inside the run");
+                if here.loc == current.loc {
+                    found.push(here);
+                }
+                at = current.sectors.end();
+            }
+        }
+        Ok(found)
+    }
+}

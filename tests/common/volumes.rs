@@ -1,0 +1,117 @@
+//! Volumes on a memory store, for tests of the engine.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use keymgmt::manager::{BoxFuture, KeyDescription, KeyError, KeyManager, SlotType, WrapContext, WrappedKey};
+use keymgmt::secret::{Dek, Secret32};
+use sealbd::cipher::Engine;
+use sealbd::export::Export;
+use sealbd::geometry::ByteRange;
+use sealbd::store::memory::MemoryStore;
+use sealbd::volume::create::{Geometry, NewVolume};
+use sealbd::volume::unlock::read_header;
+use sealbd::volume::{OpenMode, Volume, VolumeError};
+
+/// A formatted volume in memory.
+pub struct Disk {
+    pub store: Arc<MemoryStore>,
+}
+
+/// Runs a future on a runtime of its own.
+pub fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+impl Disk {
+    /// A new volume of `export_bytes`.
+    pub async fn new(export_bytes: u64) -> Self {
+        let geometry = Geometry::for_export(export_bytes).unwrap();
+        let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
+        let mut new = NewVolume::prepare(geometry, 4096, "test", Engine::default()).unwrap();
+        new.add_key(&FixedKey, 0).await.unwrap();
+        new.write(store.clone()).await.unwrap();
+        Self { store }
+    }
+
+    /// What a new process finds after the old one died without a word: its store, which the old
+    /// volume, still at work, no longer reaches.
+    pub async fn reopen(&mut self) -> Volume {
+        self.store = Arc::new(self.store.snapshot());
+        self.open().await
+    }
+
+    pub async fn open(&self) -> Volume {
+        self.open_as(OpenMode::ReadWrite).await.unwrap()
+    }
+
+    pub async fn open_as(&self, mode: OpenMode) -> Result<Volume, VolumeError> {
+        let managers: Vec<Box<dyn KeyManager>> = vec![Box::new(FixedKey)];
+        let unlocked = read_header(&*self.store).await?.unlock(Engine::default(), &managers).await?;
+        Volume::open(self.store.clone(), unlocked, mode).await
+    }
+}
+
+/// Reads a range whole.
+pub async fn read(volume: &Volume, range: ByteRange) -> Vec<u8> {
+    let mut buf = vec![0xee; usize::try_from(range.len()).unwrap()];
+    let zeros = volume.read(range, &mut buf).await.unwrap();
+    for zero in zeros {
+        let at = usize::try_from(zero.offset() - range.offset()).unwrap();
+        assert!(
+            buf[at..][..usize::try_from(zero.len()).unwrap()].iter().all(|b| *b == 0),
+            "a hole reads as zeros"
+        );
+    }
+    buf
+}
+
+/// A key manager whose key encrypts nothing: the engine's tests are not about keys.
+struct FixedKey;
+
+impl KeyManager for FixedKey {
+    fn slot_type(&self) -> SlotType {
+        SlotType::Keyfile
+    }
+
+    fn wrap<'a>(&'a self, dek: &'a Dek, _: WrapContext) -> BoxFuture<'a, Result<WrappedKey, KeyError>> {
+        let wrapped = dek.0.expose().iter().map(|byte| byte ^ 0x5a).collect();
+        let key =
+            WrappedKey { slot_type: SlotType::Keyfile, kek_uri: String::new(), wrapped, private: Vec::new() };
+        Box::pin(async move { Ok(key) })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        key: &'a WrappedKey,
+        _: WrapContext,
+    ) -> BoxFuture<'a, Result<Option<Dek>, KeyError>> {
+        let mut bytes: [u8; 32] = key.wrapped.as_slice().try_into().unwrap();
+        bytes.iter_mut().for_each(|byte| *byte ^= 0x5a);
+        let dek = Dek(Secret32::take(&mut bytes));
+        Box::pin(async move { Ok(Some(dek)) })
+    }
+
+    fn describe(&self, _: &WrappedKey) -> Result<KeyDescription, KeyError> {
+        Ok(KeyDescription { text: "fixed".into() })
+    }
+
+    fn rotate(&self) -> BoxFuture<'_, Result<(), KeyError>> {
+        Box::pin(async { Err(KeyError::Unsupported("fixed".into())) })
+    }
+
+    fn destroy<'a>(&'a self, _: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
+        Box::pin(async { Err(KeyError::Unsupported("fixed".into())) })
+    }
+}
+
+/// Every invariant that a check knows holds.
+pub async fn check(volume: &Volume) {
+    let report = volume.check(true, |_| {}).await.unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
