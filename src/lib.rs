@@ -3,3 +3,4 @@ pub mod export;
 pub mod geometry;
 pub mod payload;
 pub mod store;
+pub mod wire;
