@@ -1,6 +1,8 @@
 //! sealbd: a userspace NBD server that seals every sector before it leaves the host.
 pub mod export;
 pub mod geometry;
+pub mod nbd;
 pub mod payload;
+pub mod server;
 pub mod store;
 pub mod wire;
