@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{Allocation, Durability, Export, ExportError, ExportInfo, Extent, ZeroMode};
-use crate::geometry::{ByteRange, SECTOR_BYTES};
+use crate::geometry::{ByteRange, SECTOR_BYTES, SECTOR_LEN};
 use crate::payload::Payload;
 
 /// A disk whose bytes lie in memory, in the clear.
@@ -26,7 +26,7 @@ impl MemoryExport {
     #[must_use]
     pub fn new(size: u64) -> Self {
         let len = usize::try_from(size).expect("a test disk fits in memory");
-        let sectors = len.div_ceil(SECTOR_BYTES as usize);
+        let sectors = len.div_ceil(SECTOR_LEN);
         Self {
             info: ExportInfo { size, read_only: false, description: "memory".into() },
             disk: Mutex::new(Disk { bytes: vec![0; len], allocation: vec![Allocation::Hole; sectors] }),

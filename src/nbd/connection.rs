@@ -1,0 +1,164 @@
+//! One connection from accept to close: handshake under a deadline, then transmission.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Mode;
+use super::admission::SharedBytes;
+use super::handshake::{Handshake, Offer, Step};
+use super::input::Input;
+use super::session::{End, Session};
+use super::stop::{Phase, StopSignal};
+use super::transport::Transport;
+use crate::export::Export;
+
+/// How long a client in the midst of its handshake is kept to be told `NBD_REP_ERR_SHUTDOWN`.
+const HANDSHAKE_DRAIN_GRACE: Duration = Duration::from_millis(500);
+/// How long the end of a connection waits for the client to close its side, so that replies under
+/// way are not thrown away by a reset.
+const CLOSE_LINGER: Duration = Duration::from_millis(500);
+
+/// An export and the name that clients know it by.
+pub struct NamedExport<E> {
+    /// The name, a string of the protocol.
+    pub name: String,
+    /// The export, shared by all connections.
+    pub export: Arc<E>,
+}
+
+/// Serves one client until it leaves, or until `stop` ends it. Whatever the client does, this
+/// returns; every change that was started has come to its end by then.
+///
+/// # Cancel safety
+/// Not cancel safe: changes under way would be dropped, see [`Export`].
+pub async fn serve<E: Export, T: Transport>(
+    mut transport: T,
+    exports: Arc<[NamedExport<E>]>,
+    handshake_deadline: Duration,
+    shared: SharedBytes,
+    mut stop: StopSignal,
+) {
+    let deadline = Instant::now() + handshake_deadline;
+    let mut input = Input::new();
+    let negotiated = {
+        let mut cut = stop.clone();
+        tokio::select! {
+            negotiated = negotiate(&mut transport, &mut input, &exports, &mut stop) => negotiated,
+            () = sleep_until(deadline) => Negotiated::Lost,
+            () = async {
+                cut.reached(Phase::Draining).await;
+                let _ = timeout(HANDSHAKE_DRAIN_GRACE, cut.reached(Phase::Closing)).await;
+            } => Negotiated::Lost,
+        }
+    };
+    match negotiated {
+        Negotiated::Transmit(mode) => {
+            let export = Arc::clone(&exports[mode.export].export);
+            let session = Session::new(transport, input, export, mode, shared, stop.clone());
+            if let (End::Finished, Some(transport)) = session.run().await {
+                linger(transport, stop).await;
+            }
+        }
+        Negotiated::Closed => linger(transport, stop).await,
+        Negotiated::Lost => {}
+    }
+}
+
+enum Negotiated {
+    Transmit(Mode),
+    /// Our decision; what was sent should arrive.
+    Closed,
+    /// The client's, or the deadline's.
+    Lost,
+}
+
+async fn negotiate<E: Export, T: Transport>(
+    transport: &mut T,
+    input: &mut Input,
+    exports: &[NamedExport<E>],
+    stop: &mut StopSignal,
+) -> Negotiated {
+    let offers = exports.iter().map(|named| Offer::new(&named.name, named.export.info())).collect();
+    let mut handshake = Handshake::new(offers);
+    let mut out = Vec::new();
+    let mut stopping = false;
+    handshake.hello(&mut out);
+    loop {
+        if send_all(transport, &out).await.is_err() {
+            return Negotiated::Lost;
+        }
+        out.clear();
+        let (used, step) = handshake.receive(input.unparsed(), &mut out);
+        let _ = input.next(used);
+        match step {
+            Step::Again => {}
+            Step::Receive => tokio::select! {
+                biased;
+                () = stop.reached(Phase::Draining), if !stopping => {
+                    stopping = true;
+                    handshake.shut_down();
+                }
+                received = receive(transport, input) => match received {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => return Negotiated::Lost,
+                },
+            },
+            Step::Transmit(mode) => {
+                return match send_all(transport, &out).await {
+                    Ok(()) => Negotiated::Transmit(mode),
+                    Err(_) => Negotiated::Lost,
+                };
+            }
+            Step::Close => {
+                // The client need not wait for the answer to NBD_OPT_ABORT.
+                let _ = send_all(transport, &out).await;
+                return Negotiated::Closed;
+            }
+        }
+    }
+}
+
+async fn receive<T: Transport>(transport: &mut T, input: &mut Input) -> io::Result<usize> {
+    let len = poll_fn(|cx| transport.poll_receive(cx, &mut [input.room()])).await?;
+    input.received(len);
+    Ok(len)
+}
+
+async fn send_all<T: Transport>(transport: &mut T, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let sent = poll_fn(|cx| transport.poll_send(cx, &[IoSlice::new(bytes)])).await?;
+        if sent == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
+
+/// Closes without a reset: says that nothing more will come, and throws away what still arrives
+/// until the client has closed too.
+async fn linger<T: Transport>(mut transport: T, mut stop: StopSignal) {
+    let mut scrap = vec![0; 16 << 10];
+    let drained = async {
+        let _ = poll_fn(|cx| transport.poll_finish(cx)).await;
+        poll_fn(|cx| {
+            loop {
+                match transport.poll_receive(cx, &mut [IoSliceMut::new(&mut scrap)]) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+    };
+    tokio::select! {
+        _ = timeout(CLOSE_LINGER, drained) => {}
+        () = stop.reached(Phase::Closing) => {}
+    }
+}

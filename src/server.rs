@@ -1,0 +1,124 @@
+//! Serving exports on sockets: accepting, bounds, and coming to an end without losing a reply.
+//!
+//! [`Server::serve`] runs until it is told to stop, then *drains*: no more connections, options
+//! answered with `NBD_REP_ERR_SHUTDOWN`, requests already received finished, later ones answered
+//! with `NBD_ESHUTDOWN`, idle connections closed. Whatever is left after a deadline is cut.
+
+mod accept;
+pub mod listener;
+pub mod pidfile;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+
+pub use listener::{ListenError, Listener};
+
+use crate::export::Export;
+use crate::nbd::admission::{SHARED_BYTES_MAX, SharedBytes};
+use crate::nbd::connection::NamedExport;
+use crate::nbd::stop::{Phase, stop_signal};
+use crate::wire;
+
+/// How long cut connections are waited for: changes that were started run to their end.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a server allows its clients.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Connections at a time, those in their handshake included. 128: eight clients with as many
+    /// connections as `nbdcopy` and kernel clients open, sixteen times over.
+    pub connections_max: usize,
+    /// From accept to transmission. 10 s, as in qemu since CVE-2024-7409.
+    pub handshake_deadline: Duration,
+    /// From being told to stop to cutting connections.
+    pub drain_deadline: Duration,
+    /// Bytes under way on all connections, beyond each connection's reserve
+    /// ([`crate::nbd::admission`]).
+    pub shared_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 128,
+            handshake_deadline: Duration::from_secs(10),
+            drain_deadline: Duration::from_secs(30),
+            shared_bytes_max: SHARED_BYTES_MAX,
+        }
+    }
+}
+
+/// Why exports cannot be served.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A name is too long for the protocol, or holds a NUL.
+    #[error("export name {0:?}: {1}")]
+    Name(String, wire::WireError),
+    /// Two exports have the same name.
+    #[error("two exports are named {0:?}")]
+    NameTwice(String),
+}
+
+/// Exports by name, ready to be served.
+///
+/// When there is exactly one export it is also the default one, served under the empty name.
+pub struct Server<E> {
+    exports: Arc<[NamedExport<E>]>,
+    limits: Limits,
+}
+
+impl<E: Export> Server<E> {
+    /// A server of `exports`.
+    ///
+    /// # Errors
+    /// [`ServerError`] when clients could not ask for each of them by name.
+    pub fn new(exports: Vec<(String, Arc<E>)>, limits: Limits) -> Result<Self, ServerError> {
+        for (index, (name, _)) in exports.iter().enumerate() {
+            wire::text(name.as_bytes()).map_err(|error| ServerError::Name(name.clone(), error))?;
+            if exports[..index].iter().any(|(other, _)| other == name) {
+                return Err(ServerError::NameTwice(name.clone()));
+            }
+        }
+        let exports = exports.into_iter().map(|(name, export)| NamedExport { name, export }).collect();
+        Ok(Self { exports, limits })
+    }
+
+    /// Serves until `shutdown` is ready, or until all connections on standard input and output
+    /// ([`Listener::stdio`]) have ended when there is no other listener. Then drains.
+    ///
+    /// On return listening sockets are closed and removed. Changes that were started on the
+    /// exports have come to their end, unless a store kept one beyond the drain deadline and five
+    /// seconds more.
+    ///
+    /// # Cancel safety
+    /// When dropped, connections are cut and changes run on to their end on their own.
+    pub async fn serve(&self, listeners: Vec<Listener>, shutdown: impl Future<Output = ()>) {
+        let (stopper, stop) = stop_signal();
+        let (alive, mut all_done) = mpsc::channel(1);
+        let shared = accept::Shared {
+            exports: Arc::clone(&self.exports),
+            handshake_deadline: self.limits.handshake_deadline,
+            bytes: SharedBytes::new(self.limits.shared_bytes_max),
+            connections: Arc::new(Semaphore::new(self.limits.connections_max)),
+            stop,
+            alive,
+        };
+        for listener in listeners {
+            tokio::spawn(accept::run(listener, shared.clone()));
+        }
+        // From here on only what is running keeps `all_done` from ending.
+        drop(shared);
+        tokio::select! {
+            () = shutdown => {}
+            _ = all_done.recv() => {}
+        }
+        stopper.enter(Phase::Draining);
+        if timeout(self.limits.drain_deadline, all_done.recv()).await.is_err() {
+            stopper.enter(Phase::Closing);
+            let _ = timeout(CLOSE_DEADLINE, all_done.recv()).await;
+        }
+    }
+}

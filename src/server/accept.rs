@@ -1,0 +1,96 @@
+//! Accepting connections, at most so many at a time.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::sleep;
+
+use super::listener::{Kind, Listener, Stdio};
+use crate::export::Export;
+use crate::nbd::admission::SharedBytes;
+use crate::nbd::connection::{self, NamedExport};
+use crate::nbd::stop::{Phase, StopSignal};
+use crate::nbd::transport::Transport;
+
+/// How long accepting rests when the process has no file descriptor or memory left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What all connections of a server share.
+pub(super) struct Shared<E> {
+    pub(super) exports: Arc<[NamedExport<E>]>,
+    pub(super) handshake_deadline: Duration,
+    pub(super) bytes: SharedBytes,
+    /// One permit per connection.
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) stop: StopSignal,
+    /// Never sent on; its receiver ends when the last clone is gone.
+    pub(super) alive: mpsc::Sender<()>,
+}
+
+impl<E> Clone for Shared<E> {
+    fn clone(&self) -> Self {
+        Self {
+            exports: Arc::clone(&self.exports),
+            handshake_deadline: self.handshake_deadline,
+            bytes: self.bytes.clone(),
+            connections: Arc::clone(&self.connections),
+            stop: self.stop.clone(),
+            alive: self.alive.clone(),
+        }
+    }
+}
+
+impl<E: Export> Shared<E> {
+    /// Serves one client in a task of its own. Beyond the cap the connection is closed at once:
+    /// a client that is told so can try again, one left in the backlog hangs.
+    fn spawn(&self, transport: impl Transport) {
+        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else { return };
+        let Self { exports, handshake_deadline, bytes, connections: _, stop, alive } = self.clone();
+        tokio::spawn(async move {
+            connection::serve(transport, exports, handshake_deadline, bytes, stop).await;
+            drop((permit, alive));
+        });
+    }
+}
+
+/// Accepts on one listener until the server stops; the socket is closed and removed on return.
+pub(super) async fn run<E: Export>(listener: Listener, shared: Shared<E>) {
+    let mut stop = shared.stop.clone();
+    tokio::select! {
+        () = stop.reached(Phase::Draining) => {}
+        () = accept_all(listener, &shared) => {}
+    }
+}
+
+async fn accept_all<E: Export>(listener: Listener, shared: &Shared<E>) {
+    match listener.kind {
+        Kind::Unix(listener, _path) => loop {
+            match listener.accept().await {
+                Ok((socket, _)) => shared.spawn(socket),
+                Err(error) => pause_after(&error).await,
+            }
+        },
+        Kind::Tcp(listener) => loop {
+            match listener.accept().await {
+                Ok((socket, _)) => {
+                    // Without it every option and small reply waits for an acknowledgement.
+                    let _ = socket.set_nodelay(true);
+                    shared.spawn(socket);
+                }
+                Err(error) => pause_after(&error).await,
+            }
+        },
+        Kind::Stdio(Stdio::Unix(socket)) => shared.spawn(socket),
+        Kind::Stdio(Stdio::Tcp(socket)) => shared.spawn(socket),
+        Kind::Stdio(Stdio::Pipes(pipes)) => shared.spawn(pipes),
+    }
+}
+
+/// A client that left between connecting and being accepted is no reason to wait.
+async fn pause_after(error: &std::io::Error) {
+    if !matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) {
+        sleep(ACCEPT_PAUSE).await;
+    }
+}
