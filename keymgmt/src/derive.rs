@@ -73,7 +73,8 @@ impl Strong {
         verify::no_uri(key)?;
         let private = StrongPrivate::decode(&key.private)?;
         let dek = unwrap_dek(&self.kek(secret, context), &key.wrapped, context, self.slot_type)?;
-        // The wrap does not authenticate the fingerprint; comparing it leaves no byte that can be changed unseen.
+        // The wrap does not authenticate the fingerprint; comparing it leaves no byte that can be
+        // changed unseen.
         Ok(dek.filter(|_| private.fingerprint == self.fingerprint(secret, context)))
     }
 

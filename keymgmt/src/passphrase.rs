@@ -320,7 +320,7 @@ mod tests {
     use crate::derive::tests::{ascending, hex};
 
     fn passphrase() -> SecretBytes {
-        SecretBytes::take(&mut *b"correct horse battery staple".to_vec()).unwrap()
+        SecretBytes::take(&mut b"correct horse battery staple".to_vec()).unwrap()
     }
 
     #[test]

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     fn refusal(path: &Path) -> String {
-        open("keyfile", path).err().expect("must be refused").to_string()
+        open("keyfile", path).expect_err("must be refused").to_string()
     }
 
     #[test]

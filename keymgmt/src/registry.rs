@@ -1,6 +1,6 @@
 //! Which key managers there are, by name and by keyslot type.
 //!
-//! A new manager is one file and one row in [`BUILT_IN`]; a program with a manager of its own adds
+//! A new manager is one file and one row in `BUILT_IN`; a program with a manager of its own adds
 //! its row with [`Registry::register`].
 
 use crate::keyfile::{self, Keyfile};

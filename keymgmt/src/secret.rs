@@ -218,7 +218,7 @@ impl SecretBytes {
         &self.pages[..self.len]
     }
 
-    /// Whether both are the same; takes the same time whatever the bytes are, but not whatever the lengths are.
+    /// Whether both are the same; takes the same time whatever the bytes are. Tells lengths apart at once.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
         self.expose().ct_eq(other.expose()).into()
@@ -303,15 +303,15 @@ mod tests {
 
     #[test]
     fn exactly_one_newline_is_stripped() {
-        let mut secret = SecretBytes::take(&mut *b"pass\n\n".to_vec()).unwrap();
+        let mut secret = SecretBytes::take(&mut b"pass\n\n".to_vec()).unwrap();
         secret.strip_newline();
         assert_eq!(secret.expose(), b"pass\n");
     }
 
     #[test]
     fn secrets_of_different_lengths_do_not_match() {
-        let one = SecretBytes::take(&mut *b"one".to_vec()).unwrap();
-        let more = SecretBytes::take(&mut *b"one\0".to_vec()).unwrap();
+        let one = SecretBytes::take(&mut b"one".to_vec()).unwrap();
+        let more = SecretBytes::take(&mut b"one\0".to_vec()).unwrap();
         assert!(!one.matches(&more));
     }
 }

@@ -176,7 +176,10 @@ impl<'a> SecretReader<'a> {
         }
         let newline = *source != SecretSource::Prompt && secret.expose().ends_with(b"\n");
         let warning = newline.then(|| {
-            format!("the {what} from {name} ends with a newline, which counts as part of it; printf '%s' writes none")
+            format!(
+                "the {what} from {name} ends with a newline, which counts as part of it; \
+                 printf '%s' writes none"
+            )
         });
         Ok(SecretInput { secret, warning })
     }
@@ -217,8 +220,12 @@ fn duplicate(number: u32) -> io::Result<File> {
         Ok(fd) => Ok(File::from(fd)),
         Err(error) if error == rustix::io::Errno::BADF => Err(error.into()),
         // Container filters refuse pidfd_getfd; this way serves pipes and files, though not sockets.
-        Err(_) => File::open(format!("/proc/self/fd/{number}")),
+        Err(_) => reopen(number),
     }
+}
+
+fn reopen(number: i32) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{number}"))
 }
 
 fn descriptor(text: &str) -> Option<u32> {

@@ -121,6 +121,15 @@ fn a_descriptor_is_read_to_its_end_and_only_once() {
 }
 
 #[test]
+fn where_pidfd_getfd_is_refused_a_pipe_is_read_by_reopening_it() {
+    let (pipe, mut writer) = io::pipe().unwrap();
+    writer.write_all(b"password").unwrap();
+    drop(writer);
+    let secret = SecretBytes::read(&mut reopen(pipe.as_raw_fd()).unwrap(), "fd:3").unwrap();
+    assert_eq!(secret.expose(), b"password");
+}
+
+#[test]
 fn a_descriptor_that_is_not_open_is_refused() {
     let mut prompter = NoPrompt;
     let mut reader = SecretReader::with_credentials(&mut prompter, None);
