@@ -1,7 +1,19 @@
 //! Key managers of sealbd: everything that can wrap and unwrap a volume's data key.
 //!
 //! This crate knows no disk, no NBD and no store. A manager sees of a volume only its uuid, the
-//! epoch of the key, the cipher suite and a label.
+//! epoch of the key, the cipher suite and a label. Start reading at [`manager`] (what a key
+//! manager is) and [`registry`] (which ones there are); a new manager is one file and one row there.
 
+mod derive;
+pub mod hygiene;
+pub mod keyfile;
 pub mod manager;
+pub mod passphrase;
+mod private_file;
+pub mod recovery;
+pub mod registry;
 pub mod secret;
+pub mod source;
+pub mod spec;
+pub mod verify;
+pub mod wrap;

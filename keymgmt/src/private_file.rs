@@ -1,0 +1,86 @@
+//! Opening files that hold secrets: regular files that only their owner can read.
+
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use crate::manager::KeyError;
+
+/// Opens a file that holds a secret and tells its size in bytes. `what` names it in errors.
+///
+/// What is checked is the opened file, not the path, so it cannot be exchanged in between.
+///
+/// # Errors
+/// [`KeyError::Secret`] when it cannot be opened, is not a regular file, or gives any right to
+/// its group or to others.
+pub(crate) fn open(what: &str, path: &Path) -> Result<(File, u64), KeyError> {
+    let shown = path.display();
+    let file = OpenOptions::new()
+        .read(true)
+        // A FIFO would otherwise block here before it can be refused.
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => KeyError::Secret(format!("{what} {shown} does not exist")),
+            _ => KeyError::Secret(format!("cannot open {what} {shown}: {error}")),
+        })?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| KeyError::Secret(format!("cannot examine {what} {shown}: {error}")))?;
+    if !metadata.is_file() {
+        return Err(KeyError::Secret(format!("{what} {shown} is not a regular file")));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Secret(format!(
+            "{what} {shown} is open to others (mode {mode:04o}); next: chmod 600 {shown}"
+        )));
+    }
+    Ok((file, metadata.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        open("keyfile", path).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn any_right_of_the_group_or_of_others_is_refused_with_the_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, b"x").unwrap();
+        for mode in [0o640, 0o604, 0o620, 0o601, 0o644] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let shown = path.display();
+            let expected =
+                format!("keyfile {shown} is open to others (mode {mode:04o}); next: chmod 600 {shown}");
+            assert_eq!(refusal(&path), expected);
+        }
+        for mode in [0o600, 0o400] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(open("keyfile", &path).unwrap().1, 1);
+        }
+    }
+
+    #[test]
+    fn directories_and_fifos_are_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(refusal(dir.path()).ends_with("is not a regular file"));
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+        assert!(refusal(&fifo).ends_with("is not a regular file"));
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        assert_eq!(refusal(Path::new("/nonexistent/key")), "keyfile /nonexistent/key does not exist");
+    }
+}
