@@ -1,5 +1,6 @@
 //! sealbd: a userspace NBD server that seals every sector before it leaves the host.
 pub mod cipher;
+pub mod cli;
 pub mod export;
 pub mod format;
 pub mod geometry;

@@ -1,2 +1,5 @@
 //! The `sealbd` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    sealbd::cli::main()
+}

@@ -1,0 +1,85 @@
+//! The command line: one sub-command per file, settings apart from arguments.
+//!
+//! Results go to standard output, as prose or, with `--json`, as one object; everything else goes to
+//! standard error. Every failure ends with a line that says what to do next ([`outcome`]).
+
+mod arguments;
+mod check;
+mod demo;
+mod documents;
+mod format;
+mod header;
+mod inspect;
+mod key;
+mod open;
+mod outcome;
+mod output;
+mod serve;
+mod size;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command, KeyCommand};
+use outcome::Failure;
+use output::Output;
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let (words, renamed) = arguments::native_spelling(std::env::args_os());
+    let arguments = match Arguments::try_parse_from(words) {
+        Ok(arguments) => arguments,
+        Err(error) => return usage(&error),
+    };
+    let output = Output::new(arguments.json);
+    if let Some(native) = renamed {
+        output.note(&format!("this is spelled 'sealbd {native}' here"));
+    }
+    let hygiene = keymgmt::hygiene::harden_process();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output.fail(&Failure::system("cannot start", &error)),
+    };
+    let result = runtime.block_on(run(arguments, &output, &hygiene));
+    // A blocking read of a terminal or a store must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(failure) => output.fail(&failure),
+    }
+}
+
+async fn run(
+    arguments: Arguments,
+    output: &Output,
+    hygiene: &keymgmt::hygiene::Report,
+) -> Result<ExitCode, Failure> {
+    let engine = arguments.engine()?;
+    match arguments.command {
+        Command::Demo(options) => demo::run(options, output, engine).await,
+        Command::Format(options) => format::run(options, output, engine).await,
+        Command::Serve(options) => serve::run(options, output, engine, hygiene).await,
+        Command::Dump(options) => inspect::dump(&options, output).await,
+        Command::Uuid(options) => inspect::uuid(&options, output).await,
+        Command::Status(options) => inspect::status(&options, output, engine).await,
+        Command::Check(options) => check::run(&options, output, engine).await,
+        Command::Key(KeyCommand::Add(options)) => key::add(&options, output, engine).await,
+        Command::Key(KeyCommand::Change(options)) => key::change(&options, output, engine).await,
+        Command::Key(KeyCommand::Remove(options)) => key::remove(&options, output, engine).await,
+        Command::Key(KeyCommand::List(options)) => key::list(&options, output).await,
+        Command::Key(KeyCommand::Test(options)) => key::test(&options, output, engine).await,
+        Command::Header(command) => header::run(command, output, engine).await,
+        Command::Completions { shell } => documents::completions(shell),
+        Command::Man { directory } => documents::man(directory.as_deref()),
+    }
+}
+
+/// Tells what is wrong with the words given; help and version are no error.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Printing to a closed pipe is no failure of the command.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(outcome::EXIT_USAGE) } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,299 @@
+//! The words of the command line (verbs and options), and nothing of what they do.
+
+use std::ffi::{OsStr, OsString};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::outcome::Failure;
+use super::size::parse_size;
+use crate::cipher::Engine;
+
+/// Encrypted block devices over NBD: every sector is sealed before it leaves this host.
+#[derive(Parser, Debug)]
+#[command(name = "sealbd", version, about, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "BACKEND is a path, file:/path, nbd://host:port/export, nbd+unix:///export?socket=PATH or mem:SIZE.\n\
+    SPEC is keyfile:PATH, passphrase:SECRET or recovery:SECRET; SECRET is prompt, file:PATH, fd:N or cred:NAME.\n\
+    Exit codes: 0 ok, 1 usage, 2 no key fits, 3 out of memory, 4 no volume there, 5 exists or busy, 6 key manager \
+    unreachable, 7 key manager denied, 8 damaged, 9 rolled back, 10 in use elsewhere, 11 backend unreachable, \
+    12 unfinished operation, 13 refused, 14 partly done.")]
+pub(super) struct Arguments {
+    /// Print one JSON object instead of prose
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Which AES-256-GCM to use: aws-lc or portable
+    #[arg(long, global = true, hide = true, value_name = "NAME")]
+    engine: Option<String>,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+impl Arguments {
+    /// The engine asked for, else the default one.
+    pub(super) fn engine(&self) -> Result<Engine, Failure> {
+        match &self.engine {
+            None => Ok(Engine::default()),
+            Some(name) => Engine::by_name(name).ok_or_else(|| {
+                let known: Vec<&str> = Engine::ALL.iter().map(|engine| engine.name()).collect();
+                Failure::usage(format!("no engine {name} in this build"), format!("--engine {}", known.join(" | ")))
+            }),
+        }
+    }
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Command {
+    /// Show it all: make a volume, serve it, write, read back, look at the ciphertext, change a key
+    Demo(DemoOptions),
+    /// Make a volume; what was on the backend becomes unreadable
+    Format(FormatOptions),
+    /// Serve volumes over NBD
+    Serve(ServeOptions),
+    /// Print the header: geometry, keyslots (needs no key)
+    Dump(BackendOption),
+    /// Print state and use of space (more of it with a key)
+    Status(StatusOptions),
+    /// Verify index and counts; with --deep every sector
+    Check(CheckOptions),
+    /// Print the volume's uuid (needs no key)
+    Uuid(BackendOption),
+    /// Add, change, remove, list and test keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Back the header up or restore it
+    #[command(subcommand)]
+    Header(HeaderCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, elvish, fish, powershell or zsh
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all of them to a directory
+    Man {
+        /// Write sealbd.1 and one page per verb there
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(super) struct BackendOption {
+    /// Where the volume lies
+    #[arg(value_name = "BACKEND")]
+    pub(super) backend: OsString,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct SlotOption {
+    /// A key that opens the volume; may be given several times, all are tried
+    #[arg(long = "slot", value_name = "SPEC", required = true)]
+    pub(super) slots: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct DemoOptions {
+    /// Exit after the self-check instead of serving on
+    #[arg(long)]
+    pub(super) check: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct FormatOptions {
+    /// Where the volume will lie
+    #[arg(value_name = "BACKEND")]
+    pub(super) backend: OsString,
+    /// Size that clients see, e.g. 10G; needed for a new file, else what fits
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub(super) size: Option<u64>,
+    /// A key that will open the volume; a keyfile that does not exist is made
+    #[arg(long = "slot", value_name = "SPEC", required = true)]
+    pub(super) slots: Vec<String>,
+    /// Make no recovery key
+    #[arg(long)]
+    pub(super) no_recovery: bool,
+    /// Free text kept in the header, at most 64 bytes
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub(super) label: String,
+    /// Ask nothing
+    #[arg(long, short = 'y', visible_alias = "batch-mode")]
+    pub(super) yes: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ServeOptions {
+    /// Where the volumes lie
+    #[arg(value_name = "BACKEND", required = true)]
+    pub(super) backends: Vec<OsString>,
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+    /// Listen on a unix socket (mode 0600)
+    #[arg(short = 'U', long = "unix", value_name = "SOCK")]
+    pub(super) socket: Option<PathBuf>,
+    /// Listen on a TCP port of the loopback address; 0 takes any free one
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub(super) port: Option<u16>,
+    /// Loopback address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", requires = "port")]
+    pub(super) bind: IpAddr,
+    /// Serve one client on standard input and output
+    #[arg(long, conflicts_with_all = ["socket", "port", "run"])]
+    pub(super) stdio: bool,
+    /// Export name, one per backend in their order; default: the last part of the backend's name
+    #[arg(long = "name", short = 'x', value_name = "EXPORT")]
+    pub(super) names: Vec<String>,
+    /// Refuse every change; nothing is written to the backend
+    #[arg(long, short = 'r', visible_alias = "readonly")]
+    pub(super) read_only: bool,
+    /// Write the process number there
+    #[arg(long, short = 'P', value_name = "FILE")]
+    pub(super) pid_file: Option<PathBuf>,
+    /// Run a shell command with $uri, $unixsocket, $port and $exportname set, and stop when it ends
+    #[arg(long, value_name = "CMD")]
+    pub(super) run: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct StatusOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    /// A key that opens the volume, for the use of space
+    #[arg(long = "slot", value_name = "SPEC")]
+    pub(super) slots: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct CheckOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+    /// Read and authenticate every sector, too
+    #[arg(long)]
+    pub(super) deep: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum KeyCommand {
+    /// Add a key
+    Add(KeyAddOptions),
+    /// Replace a key by another
+    Change(KeyAddOptions),
+    /// Remove a key
+    Remove(KeyRemoveOptions),
+    /// List the keyslots (needs no key)
+    List(BackendOption),
+    /// Tell which keyslots a key opens
+    Test(KeyTestOptions),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct KeyAddOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    /// A key that opens the volume now; 'change' replaces it
+    #[arg(long = "slot", value_name = "SPEC", required = true)]
+    pub(super) slots: Vec<String>,
+    /// The new key; a keyfile that does not exist is made
+    #[arg(long, value_name = "SPEC", required = true)]
+    pub(super) new_slot: String,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct KeyRemoveOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+    /// Number of the keyslot to remove; default: the one that --slot opens
+    #[arg(long, value_name = "N")]
+    pub(super) key_slot: Option<usize>,
+    /// Remove even the last keyslot: nobody can open the volume afterwards
+    #[arg(long)]
+    pub(super) force_last: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct KeyTestOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum HeaderCommand {
+    /// Copy the header with all keyslots to a file (mode 0600)
+    Backup(HeaderFileOptions),
+    /// Put a header from a file back
+    Restore(HeaderRestoreOptions),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct HeaderFileOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct HeaderRestoreOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+    /// Ask nothing
+    #[arg(long, short = 'y')]
+    pub(super) yes: bool,
+}
+
+/// cryptsetup's spellings and ours.
+const ALIASES: &[(&str, &[&str])] = &[
+    ("luksFormat", &["format"]),
+    ("luksDump", &["dump"]),
+    ("luksUUID", &["uuid"]),
+    ("luksAddKey", &["key", "add"]),
+    ("luksChangeKey", &["key", "change"]),
+    ("luksRemoveKey", &["key", "remove"]),
+    ("luksHeaderBackup", &["header", "backup"]),
+    ("luksHeaderRestore", &["header", "restore"]),
+];
+
+/// Replaces a verb of cryptsetup by ours; also returns ours, to be told.
+pub(super) fn native_spelling(words: impl Iterator<Item = OsString>) -> (Vec<OsString>, Option<String>) {
+    let mut words: Vec<OsString> = words.collect();
+    let verb = words.iter().skip(1).position(|word| !word.as_encoded_bytes().starts_with(b"-")).map(|i| i + 1);
+    let Some(at) = verb else { return (words, None) };
+    let Some((_, native)) = ALIASES.iter().find(|(alias, _)| words[at] == OsStr::new(alias)) else {
+        return (words, None);
+    };
+    words.splice(at..=at, native.iter().map(OsString::from));
+    (words, Some(native.join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn cryptsetup_spellings_become_ours() {
+        let words = ["sealbd", "--json", "luksAddKey", "vol"].map(OsString::from);
+        let (words, native) = native_spelling(words.into_iter());
+        assert_eq!(words, ["sealbd", "--json", "key", "add", "vol"]);
+        assert_eq!(native.as_deref(), Some("key add"));
+        let (words, native) = native_spelling(["sealbd", "dump", "luksDump"].map(OsString::from).into_iter());
+        assert_eq!(words, ["sealbd", "dump", "luksDump"]);
+        assert_eq!(native, None);
+    }
+}

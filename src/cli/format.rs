@@ -1,0 +1,209 @@
+//! `sealbd format`: makes a volume.
+
+use std::sync::Arc;
+
+use keymgmt::manager::{KeyManager, SlotType};
+use keymgmt::recovery::Recovery;
+use keymgmt::registry::Registry;
+use keymgmt::source::Purpose;
+use serde::Serialize;
+
+use super::arguments::FormatOptions;
+use super::outcome::Failure;
+use super::output::Output;
+use super::size::show_size;
+use super::terminal::confirm;
+use super::{inspect, open};
+use std::process::ExitCode;
+
+use crate::cipher::Engine;
+use crate::format::header::Header;
+use crate::store::file::Existing;
+use crate::store::uri::{self, StoreUri};
+use crate::store::{Access, SlotStore};
+use crate::volume::create::{Geometry, NewVolume};
+use crate::volume::unlock::read_header;
+
+/// Priority of the recovery slot: tried after all others.
+const RECOVERY_PRIORITY: u16 = 1000;
+
+#[derive(Serialize)]
+struct Report {
+    volume: String,
+    uuid: String,
+    size: u64,
+    store_bytes: u64,
+    segment_bytes: u32,
+    segments: u64,
+    cipher: &'static str,
+    keyslots: Vec<SlotReport>,
+    /// Only printed here, ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery_key: Option<String>,
+}
+
+#[derive(Serialize)]
+struct SlotReport {
+    slot: usize,
+    #[serde(rename = "type")]
+    slot_type: &'static str,
+    description: String,
+    tested: bool,
+}
+
+/// Runs the command.
+pub(super) async fn run(options: FormatOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+    let uri = StoreUri::from_arg(&options.backend)?;
+    if matches!(uri, StoreUri::Memory(_)) {
+        let hint = "use a file or an NBD export; mem: is for 'sealbd serve' in tests of other programs";
+        return Err(Failure::usage("a volume in memory would be gone at once", hint));
+    }
+    // What cannot work is said before anybody types a passphrase.
+    let plan = plan(&uri, &options).await?;
+    let mut managers = open::managers(&options.slots, Purpose::New, output)?;
+    let recovery = if options.no_recovery { None } else { Some(Recovery::generate()?) };
+    let words = recovery.as_ref().map(|recovery| String::from_utf8_lossy(recovery.words().expose()).into_owned());
+    if let Some(recovery) = recovery {
+        managers.push(Box::new(recovery));
+    }
+    let store = plan.store(&uri)?;
+    let align = store.capability().physical_block.max(512);
+    let mut new = NewVolume::prepare(plan.geometry, align, &options.label, engine)?;
+    for manager in &managers {
+        let priority = if manager.slot_type() == SlotType::Recovery { RECOVERY_PRIORITY } else { 0 };
+        new.add_key(&**manager, priority).await?;
+    }
+    let header = new.write(store.clone()).await.map_err(|error| Failure::from(error).of(&uri))?;
+    let keyslots = test_slots(&*store, managers, engine, &header).await?;
+    let report = Report {
+        volume: uri.to_string(),
+        uuid: inspect::uuid_text(&header),
+        size: header.export_bytes,
+        store_bytes: header.store_bytes(),
+        segment_bytes: header.segment_bytes,
+        segments: header.slots,
+        cipher: inspect::CIPHER,
+        keyslots,
+        recovery_key: words,
+    };
+    output.result(&report, || prose(&report));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where the volume goes and how large it will be.
+struct Plan {
+    geometry: Geometry,
+    /// A store that exists; a file to be made has none yet.
+    existing: Option<Arc<dyn SlotStore>>,
+}
+
+impl Plan {
+    fn store(&self, uri: &StoreUri) -> Result<Arc<dyn SlotStore>, Failure> {
+        match &self.existing {
+            Some(store) => Ok(store.clone()),
+            None => {
+                let made = uri::create(uri, self.geometry.store_bytes(), Existing::Replace);
+                made.map_err(|error| Failure::from(error).of(uri))
+            }
+        }
+    }
+}
+
+async fn plan(uri: &StoreUri, options: &FormatOptions) -> Result<Plan, Failure> {
+    let geometry = |size| Geometry::for_export(size).map_err(|error| Failure::usage(error.to_string(), "--size 10G, for example"));
+    if let StoreUri::File(path) = uri {
+        let metadata = std::fs::metadata(path).ok();
+        let is_file = metadata.as_ref().is_none_or(std::fs::Metadata::is_file);
+        let empty = metadata.as_ref().is_none_or(|m| m.is_file() && m.len() == 0);
+        if is_file && (empty || options.size.is_some()) {
+            let Some(size) = options.size else {
+                return Err(Failure::usage(format!("{uri}: a new file needs a size"), "--size 10G, for example"));
+            };
+            let geometry = geometry(size)?;
+            if !empty {
+                // Refuses when somebody has it open, before asking.
+                open::backend(&options.backend, Access::ReadWrite).await?;
+                consent(uri, metadata.map_or(0, |m| m.len()), options)?;
+            }
+            return Ok(Plan { geometry, existing: None });
+        }
+    }
+    let store = open::backend(&options.backend, Access::ReadWrite).await?.store;
+    let available = store.capability().size;
+    let fitting = Geometry::for_store(available).map_err(|error| Failure::from(error).of(uri))?;
+    let chosen = match options.size {
+        None => fitting,
+        Some(size) if size <= fitting.export_bytes => geometry(size)?,
+        Some(size) => {
+            return Err(Failure::usage(
+                format!(
+                    "{uri}: {} do not fit: the store has {}, which holds a volume of at most {}",
+                    show_size(size),
+                    show_size(available),
+                    show_size(fitting.export_bytes)
+                ),
+                format!("--size {}, or leave --size out", fitting.export_bytes),
+            ));
+        }
+    };
+    if !is_blank(&*store).await? {
+        consent(uri, available, options)?;
+    }
+    Ok(Plan { geometry: chosen, existing: Some(store) })
+}
+
+/// Whether the start of a store is all zero.
+async fn is_blank(store: &dyn SlotStore) -> Result<bool, Failure> {
+    let capability = store.capability();
+    let len = (2u64 << 20).min(capability.size).min(capability.io_bytes_max.into());
+    let bytes = store.read_at(0, usize::try_from(len).unwrap_or(0)).await?;
+    Ok(bytes.iter().all(|byte| *byte == 0))
+}
+
+fn consent(uri: &StoreUri, bytes: u64, options: &FormatOptions) -> Result<(), Failure> {
+    if options.yes {
+        return Ok(());
+    }
+    let size = show_size(bytes);
+    confirm(&format!("This makes a NEW key; whatever is on {uri} ({size}) becomes unreadable."), "YES")
+}
+
+/// Opens the new volume with every key on its own.
+async fn test_slots(
+    store: &dyn SlotStore,
+    managers: Vec<Box<dyn KeyManager>>,
+    engine: Engine,
+    header: &Header,
+) -> Result<Vec<SlotReport>, Failure> {
+    let registry = Registry::built_in();
+    let mut reports = Vec::new();
+    for (number, manager) in managers.into_iter().enumerate() {
+        let unlocked = read_header(store).await?.unlock(engine, &[manager]).await?;
+        if unlocked.header != *header {
+            return Err(Failure::integrity("the header reads back differently", "the backend does not store what it is given"));
+        }
+        let key = header.keyslots[number].as_ref().map(|slot| &slot.key);
+        let key = key.ok_or_else(|| Failure::integrity("a keyslot is missing", "report this as a bug"))?;
+        let description = registry.describe(key)?.text;
+        reports.push(SlotReport { slot: number, slot_type: key.slot_type.name(), description, tested: true });
+    }
+    Ok(reports)
+}
+
+fn prose(report: &Report) -> String {
+    let mut text = String::new();
+    for SlotReport { slot, slot_type, description, .. } in &report.keyslots {
+        text.push_str(&format!("Slot {slot:<2} {slot_type:<11} {description}   tested: unwraps\n"));
+    }
+    if let Some(words) = &report.recovery_key {
+        text.push_str(&format!("\nRecovery key, shown only now; write it down:\n  {words}\n\n"));
+    }
+    let Report { volume, uuid, size, store_bytes, .. } = report;
+    text.push_str(&format!(
+        "{volume}  uuid {uuid}  {}  size {}, on a store of up to {}\n",
+        inspect::CIPHER,
+        show_size(*size),
+        show_size(*store_bytes)
+    ));
+    text
+}

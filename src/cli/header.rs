@@ -1,0 +1,116 @@
+//! `sealbd header`: a copy of the header in a file, and back.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::ExitCode;
+
+use keymgmt::source::Purpose;
+use serde::Serialize;
+
+use super::arguments::{HeaderCommand, HeaderFileOptions, HeaderRestoreOptions};
+use super::inspect;
+use super::open;
+use super::outcome::Failure;
+use super::output::Output;
+use super::terminal::confirm;
+use crate::cipher::Engine;
+use crate::format::header::{HEADER_LEN, UnverifiedHeader};
+use crate::store::Access;
+use crate::volume::unlock::{HeaderCopies, read_header, write_header};
+use crate::volume::{OpenMode, Volume, VolumeError};
+
+#[derive(Serialize)]
+struct Report {
+    uuid: String,
+    op: &'static str,
+    header_generation: u64,
+    file: String,
+}
+
+/// Runs the command.
+pub(super) async fn run(command: HeaderCommand, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+    match command {
+        HeaderCommand::Backup(options) => backup(&options, output).await,
+        HeaderCommand::Restore(options) => restore(&options, output, engine).await,
+    }
+}
+
+async fn backup(options: &HeaderFileOptions, output: &Output) -> Result<ExitCode, Failure> {
+    let backend = open::backend(&options.backend.backend, Access::Inspect).await?;
+    let copies = backend.header(output).await?;
+    let shown = options.file.display();
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&options.file);
+    let mut file = file.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => Failure::exists(format!("{shown} exists"), "choose another name"),
+        _ => Failure::system(&format!("cannot make {shown}"), &error),
+    })?;
+    let written = file.write_all(copies.newest_bytes()).and_then(|()| file.sync_all());
+    written.map_err(|error| Failure::system(&format!("cannot write {shown}"), &error))?;
+    let header = copies.claimed();
+    let report = Report {
+        uuid: inspect::uuid_text(header),
+        op: "header-backup",
+        header_generation: header.generation,
+        file: shown.to_string(),
+    };
+    output.result(&report, || {
+        format!(
+            "header generation {} of {} is in {shown}\nWhoever has this file and a key of today opens the volume, \
+             even after the key was removed: keep it as safe as a key.",
+            report.header_generation, report.uuid
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn restore(options: &HeaderRestoreOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+    let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
+    let shown = options.file.display();
+    let failed = |error: std::io::Error| Failure::system(&format!("cannot read {shown}"), &error);
+    let mut bytes = Vec::with_capacity(HEADER_LEN + 1);
+    let file = std::fs::File::open(&options.file).map_err(failed)?;
+    file.take(HEADER_LEN as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let not_a_backup = |error| Failure::integrity(format!("{shown}: {error}"), "this is no backup of a sealbd header");
+    let copy = UnverifiedHeader::decode(&bytes).map_err(not_a_backup)?;
+    let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
+    let unlocked = HeaderCopies::of_backup(copy).unlock(engine, &managers).await;
+    let mut unlocked = unlocked.map_err(|error| Failure::from(error).of(shown.to_string()))?;
+    let uuid = inspect::uuid_text(&unlocked.header);
+    // Both copies may be gone: that is what a backup is for.
+    let present = match read_header(&*backend.store).await {
+        Ok(copies) => {
+            if copies.claimed().volume != unlocked.header.volume {
+                let other = inspect::uuid_text(copies.claimed());
+                return Err(Failure::refused(
+                    format!("{shown} is of volume {uuid}, on {} is volume {other}", backend.uri),
+                    "use the backup of that volume",
+                ));
+            }
+            copies.claimed().generation
+        }
+        Err(VolumeError::Store(error)) => return Err(Failure::from(error).of(&backend.uri)),
+        Err(_) => 0,
+    };
+    if !options.yes {
+        let generation = unlocked.header.generation;
+        confirm(
+            &format!(
+                "This puts the keyslots of header generation {generation} back on {} (now: generation {present}); \
+                 keys removed since then open the volume again, keys added since then do not.",
+                backend.uri
+            ),
+            "YES",
+        )?;
+    }
+    let known = Volume::header_generation_of_root(&*backend.store, &unlocked).await?;
+    unlocked.header.generation = unlocked.header.generation.max(present).max(known);
+    write_header(&*backend.store, &mut unlocked.header, &unlocked.keys).await?;
+    let proved = read_header(&*backend.store).await?.unlock(engine, &managers).await?;
+    let header = proved.header.clone();
+    Volume::open(backend.store.clone(), proved, OpenMode::ReadWrite).await?.close().await?;
+    let report =
+        Report { uuid, op: "header-restore", header_generation: header.generation, file: shown.to_string() };
+    output.result(&report, || format!("restored as header generation {}, tested: opens", header.generation));
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,205 @@
+//! `sealbd dump`, `uuid` and `status`: what a volume tells of itself.
+
+use std::process::ExitCode;
+
+use keymgmt::registry::Registry;
+use keymgmt::source::Purpose;
+use serde::Serialize;
+
+use super::arguments::{BackendOption, StatusOptions};
+use super::open;
+use super::outcome::Failure;
+use super::output::Output;
+use super::size::show_size;
+use crate::cipher::Engine;
+use crate::format::header::Header;
+use crate::format::keyslot::{Keyslot, KeyslotState};
+use crate::store::Access;
+use crate::volume::{OpenMode, Volume, VolumeStatus};
+
+/// The cipher as people are told it.
+pub(super) const CIPHER: &str = "AES-256-GCM, 4 KiB sectors";
+
+/// A keyslot without anything secret.
+#[derive(Serialize)]
+pub(super) struct KeyslotReport {
+    slot: usize,
+    #[serde(rename = "type")]
+    slot_type: &'static str,
+    state: &'static str,
+    epoch: u32,
+    priority: u16,
+    created: u64,
+    description: String,
+}
+
+#[derive(Serialize)]
+struct HeaderReport {
+    uuid: String,
+    label: String,
+    header_generation: u64,
+    size: u64,
+    segment_bytes: u32,
+    segments: u64,
+    store_bytes: u64,
+    align: u32,
+    cipher: &'static str,
+    active_epoch: u32,
+    /// Dump needs no key, so nothing here was authenticated.
+    authenticated: bool,
+    damaged_copies: Vec<usize>,
+    keyslots: Vec<KeyslotReport>,
+}
+
+/// The uuid as text.
+pub(super) fn uuid_text(header: &Header) -> String {
+    uuid::Uuid::from_bytes(header.volume).to_string()
+}
+
+/// The keyslots in use.
+pub(super) fn keyslots(header: &Header) -> Vec<KeyslotReport> {
+    let registry = Registry::built_in();
+    let used = header.keyslots.iter().enumerate().filter_map(|(number, slot)| Some((number, slot.as_ref()?)));
+    used.map(|(slot, Keyslot { state, epoch, created, priority, key, .. })| KeyslotReport {
+        slot,
+        slot_type: key.slot_type.name(),
+        state: match state {
+            KeyslotState::Active => "active",
+            KeyslotState::DecryptOnly => "decrypt-only",
+            KeyslotState::Destroyed => "destroyed",
+        },
+        epoch: *epoch,
+        priority: *priority,
+        created: *created,
+        description: registry.describe(key).map_or_else(|error| error.to_string(), |described| described.text),
+    })
+    .collect()
+}
+
+/// Keyslots as lines for people.
+pub(super) fn keyslot_lines(slots: &[KeyslotReport]) -> String {
+    let line = |KeyslotReport { slot, slot_type, state, epoch, description, .. }: &KeyslotReport| {
+        format!("Slot {slot:<2} {slot_type:<11} {state:<13} epoch {epoch}  {description}\n")
+    };
+    slots.iter().map(line).collect()
+}
+
+/// `sealbd dump`.
+pub(super) async fn dump(options: &BackendOption, output: &Output) -> Result<ExitCode, Failure> {
+    let backend = open::backend(&options.backend, Access::Inspect).await?;
+    let copies = backend.header(output).await?;
+    let header = copies.claimed();
+    let report = HeaderReport {
+        uuid: uuid_text(header),
+        label: header.label_text(),
+        header_generation: header.generation,
+        size: header.export_bytes,
+        segment_bytes: header.segment_bytes,
+        segments: header.slots,
+        store_bytes: header.store_bytes(),
+        align: header.align,
+        cipher: CIPHER,
+        active_epoch: header.active_epoch,
+        authenticated: false,
+        damaged_copies: copies.bad.iter().map(|(number, _)| *number).collect(),
+        keyslots: keyslots(header),
+    };
+    output.result(&report, || {
+        format!(
+            "uuid               {}\nlabel              {}\nheader generation  {}\nsize               {} ({} bytes)\n\
+             segments           {} of {}\nstore              {}\nalignment          {}\ncipher             {}\n\
+             active epoch       {}\n{}(read without a key: nothing here is authenticated)\n",
+            report.uuid,
+            report.label,
+            report.header_generation,
+            show_size(report.size),
+            report.size,
+            report.segments,
+            show_size(report.segment_bytes.into()),
+            show_size(report.store_bytes),
+            report.align,
+            report.cipher,
+            report.active_epoch,
+            keyslot_lines(&report.keyslots),
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `sealbd uuid`.
+pub(super) async fn uuid(options: &BackendOption, output: &Output) -> Result<ExitCode, Failure> {
+    #[derive(Serialize)]
+    struct Report {
+        uuid: String,
+    }
+    let backend = open::backend(&options.backend, Access::Inspect).await?;
+    let uuid = uuid_text(backend.header(output).await?.claimed());
+    output.result(&Report { uuid: uuid.clone() }, || uuid);
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct StatusReport {
+    uuid: String,
+    label: String,
+    size: u64,
+    header_generation: u64,
+    keyslots: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volume: Option<VolumeStatus>,
+}
+
+/// `sealbd status`.
+pub(super) async fn status(options: &StatusOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+    let access = if options.slots.is_empty() { Access::Inspect } else { Access::ReadOnly };
+    let backend = open::backend(&options.backend.backend, access).await?;
+    let copies = backend.header(output).await?;
+    let header = copies.claimed().clone();
+    let volume = if options.slots.is_empty() {
+        None
+    } else {
+        let managers = open::managers(&options.slots, Purpose::Unlock, output)?;
+        let unlocked = copies.unlock(engine, &managers).await.map_err(|error| Failure::from(error).of(&backend.uri))?;
+        let volume = Volume::open(backend.store.clone(), unlocked, OpenMode::ReadOnly).await;
+        Some(volume.map_err(|error| Failure::from(error).of(&backend.uri))?.status())
+    };
+    let report = StatusReport {
+        uuid: uuid_text(&header),
+        label: header.label_text(),
+        size: header.export_bytes,
+        header_generation: header.generation,
+        keyslots: header.keyslots.iter().flatten().count(),
+        volume,
+    };
+    output.result(&report, || prose(&report));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prose(report: &StatusReport) -> String {
+    let mut text = format!(
+        "uuid               {}\nsize               {}\nheader generation  {}\nkeyslots in use    {}\n",
+        report.uuid,
+        show_size(report.size),
+        report.header_generation,
+        report.keyslots
+    );
+    let Some(volume) = &report.volume else {
+        text.push_str("(--slot SPEC shows roots and the use of space, too)\n");
+        return text;
+    };
+    let space = &volume.space;
+    text.push_str(&format!(
+        "root               {}\nsessions           {}\nlast chunk         {}\nsegments           {} of {}, {} free\n\
+         live data          {}\ndead data          {}\nindex              {}\n",
+        volume.root_generation,
+        volume.writer_epoch,
+        volume.log_seq,
+        space.slots,
+        show_size(space.segment_bytes),
+        space.free_slots,
+        show_size(space.live_bytes),
+        show_size(space.dead_bytes),
+        show_size(space.index_bytes),
+    ));
+    text
+}

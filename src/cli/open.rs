@@ -1,0 +1,86 @@
+//! From names on the command line to stores, key managers and unlocked volumes.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use keymgmt::keyfile::Keyfile;
+use keymgmt::manager::KeyManager;
+use keymgmt::registry::{Opening, Registry};
+use keymgmt::source::{Purpose, SecretReader};
+use keymgmt::spec::{Argument, Spec};
+
+use super::outcome::Failure;
+use super::output::Output;
+use super::terminal::TerminalPrompt;
+use crate::cipher::Engine;
+use crate::store::uri::{self, StoreUri};
+use crate::store::{Access, SlotStore};
+use crate::volume::unlock::{HeaderCopies, Unlocked, read_header};
+
+/// A backend as named, and its store.
+pub(super) struct Backend {
+    pub(super) uri: StoreUri,
+    pub(super) store: Arc<dyn SlotStore>,
+}
+
+/// Opens the store that an argument names.
+pub(super) async fn backend(argument: &OsStr, access: Access) -> Result<Backend, Failure> {
+    let uri = StoreUri::from_arg(argument)?;
+    let store = uri::open(&uri, access).await.map_err(|error| Failure::from(error).of(&uri))?;
+    Ok(Backend { uri, store })
+}
+
+impl Backend {
+    /// The header copies on the store; tells of a copy that is damaged.
+    pub(super) async fn header(&self, output: &Output) -> Result<HeaderCopies, Failure> {
+        let copies = read_header(&*self.store).await.map_err(|error| Failure::from(error).of(&self.uri))?;
+        for (number, error) in &copies.bad {
+            output.note(&format!(
+                "{}: header copy {number} is not usable ({error}); the next change of a key writes it anew",
+                self.uri
+            ));
+        }
+        Ok(copies)
+    }
+
+    /// Unlocks the volume with one of `managers`.
+    pub(super) async fn unlock(
+        &self,
+        managers: &[Box<dyn KeyManager>],
+        output: &Output,
+        engine: Engine,
+    ) -> Result<Unlocked, Failure> {
+        let copies = self.header(output).await?;
+        copies.unlock(engine, managers).await.map_err(|error| Failure::from(error).of(&self.uri))
+    }
+}
+
+/// Key managers for the specs of `--slot`, their secrets read now, in order.
+pub(super) fn managers(specs: &[String], purpose: Purpose, output: &Output) -> Result<Vec<Box<dyn KeyManager>>, Failure> {
+    let registry = Registry::built_in();
+    // All are parsed before anybody is asked for anything.
+    let specs: Vec<Spec> = specs.iter().map(|text| registry.parse(text)).collect::<Result<_, _>>()?;
+    let mut prompt = TerminalPrompt;
+    let mut reader = SecretReader::new(&mut prompt);
+    let mut opening = Opening::new(&mut reader, purpose);
+    let mut opened = Vec::with_capacity(specs.len());
+    for spec in &specs {
+        if let (Purpose::New, "keyfile", Argument::Path(path)) = (purpose, spec.manager, &spec.argument) {
+            make_keyfile(path, output)?;
+        }
+        opened.push(registry.open(spec, &mut opening)?);
+    }
+    opening.warnings.iter().for_each(|warning| output.note(warning));
+    Ok(opened)
+}
+
+/// Makes a keyfile where there is none yet.
+fn make_keyfile(path: &Path, output: &Output) -> Result<(), Failure> {
+    if path.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    Keyfile::create(path)?;
+    output.note(&format!("made {}: 32 random bytes, mode 0600; keep a copy in a safe place", path.display()));
+    Ok(())
+}

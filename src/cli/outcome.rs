@@ -1,0 +1,176 @@
+//! How a command ends: exit codes as cryptsetup has them (0–5) and ours, and for every failure a code
+//! word, the cause and the next command.
+
+use keymgmt::manager::KeyError;
+use keymgmt::source::GrammarError;
+
+use crate::store::StoreError;
+use crate::store::uri::UriError;
+use crate::volume::VolumeError;
+
+/// Wrong words on the command line.
+pub(super) const EXIT_USAGE: u8 = 1;
+const EXIT_NO_KEY: u8 = 2;
+const EXIT_MEMORY: u8 = 3;
+const EXIT_NOT_OURS: u8 = 4;
+const EXIT_EXISTS: u8 = 5;
+const EXIT_KMS_UNREACHABLE: u8 = 6;
+const EXIT_KMS_DENIED: u8 = 7;
+/// Header or data failed authentication.
+pub(super) const EXIT_INTEGRITY: u8 = 8;
+const EXIT_ROLLBACK: u8 = 9;
+const EXIT_IN_USE: u8 = 10;
+const EXIT_UNREACHABLE: u8 = 11;
+const EXIT_REFUSED: u8 = 13;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) exit: u8,
+    /// A word for programs.
+    pub(super) code: &'static str,
+    /// Whether trying again may help.
+    pub(super) retryable: bool,
+    pub(super) message: String,
+    /// What to do next.
+    pub(super) hint: String,
+}
+
+impl Failure {
+    fn new(exit: u8, code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        let retryable = matches!(exit, EXIT_KMS_UNREACHABLE | EXIT_IN_USE | EXIT_UNREACHABLE);
+        Self { exit, code, retryable, message: message.into(), hint: hint.into() }
+    }
+
+    pub(super) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_USAGE, "usage", message, hint)
+    }
+
+    pub(super) fn exists(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_EXISTS, "exists", message, hint)
+    }
+
+    pub(super) fn refused(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_REFUSED, "refused", message, hint)
+    }
+
+    pub(super) fn no_key(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_NO_KEY, "no_key_fits", message, hint)
+    }
+
+    pub(super) fn integrity(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_INTEGRITY, "integrity", message, hint)
+    }
+
+    pub(super) fn not_ours(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_NOT_OURS, "not_a_volume", message, hint)
+    }
+
+    pub(super) fn system(what: &str, error: &std::io::Error) -> Self {
+        Self::new(EXIT_UNREACHABLE, "system", format!("{what}: {error}"), "see the cause above; nothing was changed")
+    }
+
+    /// The same failure, saying which backend it was about.
+    pub(super) fn of(mut self, backend: impl std::fmt::Display) -> Self {
+        self.message = format!("{backend}: {}", self.message);
+        self
+    }
+}
+
+impl From<UriError> for Failure {
+    fn from(error: UriError) -> Self {
+        Self::usage(error.to_string(), "sealbd --help shows the forms of BACKEND")
+    }
+}
+
+impl From<GrammarError> for Failure {
+    fn from(error: GrammarError) -> Self {
+        Self::usage(error.to_string(), "sealbd --help shows the forms of SPEC")
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::Busy(_) => Self::new(
+                EXIT_IN_USE,
+                "in_use",
+                message,
+                "stop the other sealbd first; 'sealbd dump' and 'uuid' work meanwhile",
+            ),
+            StoreError::Unreachable(_) => {
+                Self::new(EXIT_UNREACHABLE, "backend_unreachable", message, "check the backend's server, then try again")
+            }
+            StoreError::NoSpace => {
+                Self::new(EXIT_UNREACHABLE, "backend_full", message, "make room on the file system of the backend")
+            }
+            StoreError::ShortRead { .. } | StoreError::OutOfRange { .. } => {
+                Self::integrity(message, "the backend is shorter than it should be; was it truncated?")
+            }
+            StoreError::Open(_) => Self::not_ours(message, "check the backend's name"),
+            StoreError::Protocol(_) | StoreError::SyncFailed(_) | StoreError::Io { .. } => {
+                Self::new(EXIT_UNREACHABLE, "backend_failed", message, "check the backend's own log")
+            }
+        }
+    }
+}
+
+impl From<KeyError> for Failure {
+    fn from(error: KeyError) -> Self {
+        let message = error.to_string();
+        match error {
+            KeyError::Secret(_) => Self::new(EXIT_NO_KEY, "secret", message, "sealbd --help shows the forms of SPEC"),
+            KeyError::Malformed(_) => Self::integrity(message, "sealbd header restore BACKEND FILE, from a backup"),
+            KeyError::CostTooHigh { .. } | KeyError::OutOfMemory(_) => {
+                Self::new(EXIT_MEMORY, "kdf_cost", message, "use another keyslot, or a host with more memory")
+            }
+            KeyError::Unreachable(_) => {
+                Self::new(EXIT_KMS_UNREACHABLE, "kms_unreachable", message, "try again, or use another keyslot")
+            }
+            KeyError::Denied(_) => {
+                Self::new(EXIT_KMS_DENIED, "kms_denied", message, "ask the key manager's administrator")
+            }
+            KeyError::Unsupported(_) => Self::usage(message, "sealbd --help shows the forms of SPEC"),
+        }
+    }
+}
+
+impl From<VolumeError> for Failure {
+    fn from(error: VolumeError) -> Self {
+        let message = error.to_string();
+        match error {
+            VolumeError::Store(error) => error.into(),
+            VolumeError::Key(error) => error.into(),
+            VolumeError::NotAVolume => Self::not_ours(message, "sealbd format BACKEND --size SIZE --slot SPEC makes one"),
+            VolumeError::Unsupported(_) => Self::not_ours(message, "use the sealbd version that made the volume"),
+            VolumeError::StoreTooSmall { .. } => {
+                Self::not_ours(message, "was the backend truncated? restore it, or choose a smaller --size")
+            }
+            VolumeError::Damaged { structure: "header", .. } => {
+                Self::integrity(message, "sealbd header restore BACKEND FILE, from a backup")
+            }
+            VolumeError::Damaged { .. } | VolumeError::Inconsistent(_) | VolumeError::NoRoot(_) => {
+                Self::integrity(message, "sealbd check BACKEND --deep lists what is damaged; keep a copy of the backend")
+            }
+            VolumeError::LogDamaged { .. } => {
+                Self::integrity(message, "restore the backend; the part of the log that is missing had been flushed")
+            }
+            VolumeError::HeaderRollback { .. } => Self::new(
+                EXIT_ROLLBACK,
+                "rollback",
+                message,
+                "an old header was put back; sealbd header restore BACKEND FILE, from the newest backup",
+            ),
+            VolumeError::NoKeyFits(_) => Self::no_key(message, "sealbd key list BACKEND shows which keys there are"),
+            VolumeError::KeyTooCostly(_) => {
+                Self::new(EXIT_MEMORY, "kdf_cost", message, "use another keyslot, or a host with more memory")
+            }
+            VolumeError::Refused(_) => Self::refused(message, "see the reason above"),
+            VolumeError::NoSpace => Self::new(EXIT_UNREACHABLE, "no_space", message, "trim what is not needed"),
+            VolumeError::Stopped(_) | VolumeError::Randomness(_) => {
+                Self::new(EXIT_UNREACHABLE, "stopped", message, "see the cause above, then start again")
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Sizes as people write them, binary throughout.
+
+const UNITS: [(&str, u32); 5] = [("K", 10), ("M", 20), ("G", 30), ("T", 40), ("P", 50)];
+
+/// Reads `4096`, `512M`, `10G`, `1.5TiB`: a number and an optional binary unit, with or without `iB`.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.strip_suffix("iB").unwrap_or(unit);
+    let shift = match unit {
+        "" | "B" => 0,
+        unit => UNITS
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(unit))
+            .map(|(_, shift)| *shift)
+            .ok_or_else(|| format!("unknown unit '{unit}'; use K, M, G, T or P (binary)"))?,
+    };
+    let bad = || format!("'{text}' is not a size; examples: 4096, 512M, 10G, 1.5T");
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let whole: u64 = whole.parse().map_err(|_| bad())?;
+    let too_large = || format!("'{text}' is too large");
+    let mut bytes = whole.checked_shl(shift).filter(|bytes| bytes >> shift == whole).ok_or_else(too_large)?;
+    if !fraction.is_empty() {
+        let scale = 10u64.checked_pow(u32::try_from(fraction.len()).unwrap_or(u32::MAX)).filter(|s| *s <= 1_000_000);
+        let parts: u64 = fraction.parse().map_err(|_| bad())?;
+        bytes = bytes.checked_add((parts << shift.min(44)) / scale.ok_or_else(bad)?).ok_or_else(too_large)?;
+    }
+    Ok(bytes)
+}
+
+/// Writes a size for people.
+pub(super) fn show_size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_binary_and_bounded() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("512M"), Ok(512 << 20));
+        assert_eq!(parse_size("1.5GiB"), Ok(3 << 29));
+        assert_eq!(parse_size("16t"), Ok(16 << 40));
+        for bad in ["", "G", "-1", "1X", "99999999999999P", "1.0000001G", "..", "1e9"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}
