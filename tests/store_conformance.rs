@@ -72,7 +72,7 @@ async fn nbdkit_without_structured_replies_keeps_the_contract() {
 
 #[tokio::test]
 async fn nbdkit_without_fua_keeps_the_contract() {
-    let args = &["--filter=fua", "memory", "64M", "fuamode=none"];
+    let args = &["--filter=fua", "memory", "64M"];
     nbdkit_keeps_the_contract(&Peer { args, ..PLAIN }).await;
 }
 
