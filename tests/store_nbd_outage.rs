@@ -7,6 +7,8 @@ mod scripted_nbd;
 mod servers;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -344,18 +346,23 @@ async fn reads_under_way_survive_the_death_of_nbdkit() {
         store.write_at(u64::from(at) * 4096, block(at), Persist::Volatile).await.unwrap();
     }
     store.sync().await.unwrap();
-    let reads = async {
-        for _ in 0..200 {
-            for at in 0..64_u8 {
-                assert_eq!(store.read_at(u64::from(at) * 4096, 4096).await.unwrap(), [at; 4096]);
-            }
+    let (store, stop) = (Arc::new(store), Arc::new(AtomicBool::new(false)));
+    let (reader, stopped) = (Arc::clone(&store), Arc::clone(&stop));
+    let reads = tokio::spawn(async move {
+        let mut count = 0_u64;
+        while !stopped.load(Ordering::Relaxed) {
+            let at = u8::try_from(count % 64).unwrap();
+            assert_eq!(reader.read_at(u64::from(at) * 4096, 4096).await.unwrap(), [at; 4096]);
+            count += 1;
         }
-    };
-    let restarts = async {
-        for _ in 0..5 {
-            tokio::task::block_in_place(|| server.restart());
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::join!(reads, restarts);
+        count
+    });
+    for _ in 0..4 {
+        // Blocks this thread; the reads run on others.
+        server.restart();
+        store.read_at(0, 4096).await.unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert!(reads.await.unwrap() > 0);
+    assert!(store.last_loss().is_some(), "connections were lost under the reads");
 }
