@@ -320,6 +320,24 @@ async fn a_server_that_leaves_requests_unanswered_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_server_that_hangs_up_at_every_request_is_given_up() {
+    let door = Door::new();
+    let (store, mut peer) = door.reader(OFFER, hasty()).await;
+    let serve = async {
+        loop {
+            peer.request(Command::READ).await;
+            drop(peer);
+            peer = door.accept(OFFER).await;
+        }
+    };
+    let read = tokio::select! {
+        read = in_time("an end of the read", store.read_at(0, 4096)) => read,
+        () = serve => unreachable!("the server does not end"),
+    };
+    assert!(matches!(read, Err(StoreError::Unreachable(_))), "{read:?}");
+}
+
+#[tokio::test]
 async fn a_server_that_insists_on_tls_is_refused_with_that_cause() {
     let error = Door::new()
         .open_against(hasty(), async |mut peer: Peer| {
