@@ -322,7 +322,9 @@ async fn a_server_that_leaves_requests_unanswered_is_given_up() {
 #[tokio::test]
 async fn a_server_that_hangs_up_at_every_request_is_given_up() {
     let door = Door::new();
-    let (store, mut peer) = door.reader(OFFER, hasty()).await;
+    // Longer than the longest wait between two attempts, so that no attempt comes too late by itself.
+    let options = NbdOptions { outage_max: Duration::from_millis(2500), ..hasty() };
+    let (store, mut peer) = door.reader(OFFER, options).await;
     let serve = async {
         loop {
             peer.request(Command::READ).await;
