@@ -90,6 +90,15 @@ impl Capability {
     }
 }
 
+/// The whole blocks inside a range, as offset and length: what may be given back of it. The rest of
+/// a block may be somebody's, and devices and servers refuse parts.
+fn whole_blocks(offset: u64, len: u64, block: u32) -> (u64, u64) {
+    let block = u64::from(block);
+    let start = offset.next_multiple_of(block);
+    let end = (offset + len) - (offset + len) % block;
+    (start, end.saturating_sub(start))
+}
+
 /// What a store is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {

@@ -45,7 +45,7 @@ use bytes::Bytes;
 use self::connection::{Ask, Refusal};
 use self::handshake::Agreement;
 use self::pool::{Pool, PoolError};
-use super::{Access, BoxFuture, Capability, Persist, SlotStore, StoreError};
+use super::{Access, BoxFuture, Capability, Persist, SlotStore, StoreError, whole_blocks};
 use crate::wire::transmission::{Command, CommandFlags};
 use crate::wire::{Errno, TransmissionFlags};
 
@@ -246,11 +246,8 @@ impl NbdStore {
         if !self.capability.discard {
             return Ok(());
         }
-        // Only whole blocks: the rest of a block may be somebody's.
-        let block = u64::from(self.pool.agreement().blocks.minimum);
-        let start = offset.next_multiple_of(block);
-        let end = (offset + len) - (offset + len) % block;
-        for (at, piece) in pieces(start, end.saturating_sub(start), RANGE_BYTES_MAX) {
+        let (start, len) = whole_blocks(offset, len, self.pool.agreement().blocks.minimum);
+        for (at, piece) in pieces(start, len, RANGE_BYTES_MAX) {
             let flags = CommandFlags::NONE;
             let ask = Ask { command: Command::TRIM, flags, offset: at, len: piece, payload: Vec::new() };
             match self.pool.perform(&ask).await {

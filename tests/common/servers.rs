@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// For how long a server may start up.
 const START_MAX: Duration = Duration::from_secs(20);
+/// For how long a server may take to stop before it is killed.
+const STOP_MAX: Duration = Duration::from_secs(2);
 
 /// The path of a program, or `None` when it is not installed: the test then prints why it is
 /// skipped and returns.
@@ -35,7 +37,14 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
 /// A started program. Killed and waited for when dropped, also by a panic.
 pub(crate) struct Process {
     child: Child,
+    /// For a program that goes to the background and cannot be told not to.
+    daemon: Option<Daemon>,
     log: PathBuf,
+}
+
+/// A program in the background, known by the process id that it wrote down.
+struct Daemon {
+    pid_file: PathBuf,
 }
 
 impl Process {
@@ -46,7 +55,13 @@ impl Process {
         let errors = output.try_clone().expect("a descriptor is free");
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Self { child, log }
+        Self { child, daemon: None, log }
+    }
+
+    /// The same program, known to go to the background and to write its process id to `pid_file`.
+    fn going_to_background(mut self, pid_file: &Path) -> Self {
+        self.daemon = Some(Daemon { pid_file: pid_file.to_owned() });
+        self
     }
 
     /// Its process id.
@@ -66,7 +81,8 @@ impl Process {
     pub(crate) fn wait_until(&mut self, what: &str, ready: impl Fn() -> bool) {
         let deadline = Instant::now() + START_MAX;
         while !ready() {
-            if let Some(status) = self.child.try_wait().expect("the child is ours") {
+            let ended = self.child.try_wait().expect("the child is ours");
+            if let Some(status) = ended.filter(|status| self.daemon.is_none() || !status.success()) {
                 panic!("ended with {status} before {what}: {}", self.output());
             }
             assert!(Instant::now() < deadline, "not in time: {what}: {}", self.output());
@@ -79,6 +95,35 @@ impl Process {
         // An error means that it has ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(daemon) = &self.daemon {
+            daemon.stop();
+        }
+    }
+}
+
+impl Daemon {
+    /// SIGTERM, so that it takes the processes of its clients along, and SIGKILL if that is not enough.
+    fn stop(&self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let written = std::fs::read_to_string(&self.pid_file).unwrap_or_default();
+        let Some(pid) = written.trim().parse().ok().and_then(Pid::from_raw) else { return };
+        // Empty for a process that has ended, even before it is reaped; never kill another one.
+        let alive = || {
+            let command_line =
+                std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+            let its_name = self.pid_file.to_string_lossy();
+            String::from_utf8_lossy(&command_line).contains(&*its_name)
+        };
+        for signal in [Signal::TERM, Signal::KILL] {
+            let deadline = Instant::now() + STOP_MAX;
+            if alive() {
+                // An error means that it has just ended.
+                let _ = kill_process(pid, signal);
+            }
+            while alive() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
     }
 }
 
@@ -90,8 +135,7 @@ impl Drop for Process {
 
 /// An NBD server of somebody else's.
 pub(crate) struct Server {
-    command: Box<dyn Fn() -> Command>,
-    ready: Box<dyn Fn() -> bool>,
+    launch: Launch,
     /// Left behind by a killed server and in the way of the next one.
     leftovers: Vec<PathBuf>,
     directory: PathBuf,
@@ -99,6 +143,26 @@ pub(crate) struct Server {
     process: Process,
     /// Where it serves: `nbd+unix:///?socket=…` or `nbd://127.0.0.1:port/…`.
     pub(crate) uri: String,
+}
+
+/// How a server is started, once or again.
+struct Launch {
+    command: Box<dyn Fn() -> Command>,
+    ready: Box<dyn Fn() -> bool>,
+    /// Where it writes its process id when it goes to the background.
+    daemon: Option<PathBuf>,
+}
+
+impl Launch {
+    fn run(&self, directory: &Path, name: &str) -> Process {
+        let process = Process::start((self.command)(), directory, name);
+        let mut process = match &self.daemon {
+            Some(pid_file) => process.going_to_background(pid_file),
+            None => process,
+        };
+        process.wait_until("serving", &self.ready);
+        process
+    }
 }
 
 impl Server {
@@ -154,12 +218,13 @@ impl Server {
         let pid_arg = pid_file.clone();
         let command = move || {
             let mut command = Command::new(&program);
-            command.arg("-d").arg("-C").arg(&config).arg("-p").arg(&pid_arg);
+            command.arg("-C").arg(&config).arg("-p").arg(&pid_arg);
             command
         };
         let ready = move || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        let launch = Launch { command: Box::new(command), ready: Box::new(ready), daemon: Some(pid_file) };
         let uri = format!("nbd://127.0.0.1:{port}/disk");
-        Some(Self::start("nbd-server", Box::new(command), Box::new(ready), directory, vec![pid_file], uri))
+        Some(Self::start("nbd-server", launch, directory, Vec::new(), uri))
     }
 
     fn start_unix(
@@ -174,20 +239,19 @@ impl Server {
         let written = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.len() > 0);
         let ready = move || its_socket.exists() && written(&its_pid);
         let uri = format!("nbd+unix:///?socket={}", socket.display());
-        Self::start(name, Box::new(command), Box::new(ready), directory, vec![socket, pid_file], uri)
+        let launch = Launch { command: Box::new(command), ready: Box::new(ready), daemon: None };
+        Self::start(name, launch, directory, vec![socket, pid_file], uri)
     }
 
     fn start(
         name: &'static str,
-        command: Box<dyn Fn() -> Command>,
-        ready: Box<dyn Fn() -> bool>,
+        launch: Launch,
         directory: &Path,
         leftovers: Vec<PathBuf>,
         uri: String,
     ) -> Self {
-        let mut process = Process::start(command(), directory, name);
-        process.wait_until("serving", &ready);
-        Self { command, ready, leftovers, directory: directory.to_owned(), name, process, uri }
+        let process = launch.run(directory, name);
+        Self { launch, leftovers, directory: directory.to_owned(), name, process, uri }
     }
 
     /// SIGKILL: as little warning as a crash of its host gives.
@@ -202,8 +266,7 @@ impl Server {
     /// Starts it again at the same place after [`kill`](Self::kill).
     pub(crate) fn restart(&mut self) {
         self.kill();
-        self.process = Process::start((self.command)(), &self.directory, self.name);
-        self.process.wait_until("serving again", &self.ready);
+        self.process = self.launch.run(&self.directory, self.name);
     }
 
     /// What it has printed so far.

@@ -101,21 +101,27 @@ struct TableState {
     closed: bool,
     next_cookie: u64,
     waiting: HashMap<u64, Waiting>,
-    /// Those waiting, and the one whose reply is being received.
-    unanswered: usize,
     /// When the server last gave a sign of life, or the first request of a series was made.
     last_sign: Instant,
 }
 
+/// Stays in the table until the request is answered or the connection has ended: whoever waits must
+/// not learn of a loss before the socket is closed.
 struct Waiting {
+    /// Taken out while a reply is being received.
+    answer: Option<Answer>,
+    tell: oneshot::Sender<Result<Vec<u8>, Refusal>>,
+    /// Given back when the request is answered, not when its maker gives up: it still occupies the server.
+    _room: OwnedSemaphorePermit,
+}
+
+/// What has come of an answer.
+struct Answer {
     ask: Request,
     /// For reads.
     assembly: Option<Assembly>,
     refusal: Option<Refusal>,
     error_chunks: u32,
-    tell: oneshot::Sender<Result<Vec<u8>, Refusal>>,
-    /// Given back when the request is answered, not when its maker gives up: it still occupies the server.
-    _room: OwnedSemaphorePermit,
 }
 
 impl Connection {
@@ -133,7 +139,6 @@ impl Connection {
             closed: false,
             next_cookie: 1,
             waiting: HashMap::new(),
-            unanswered: 0,
             last_sign: Instant::now(),
         })));
         let room = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
@@ -179,7 +184,6 @@ impl Drop for Remains {
         let waiting = {
             let mut state = self.0.state();
             state.closed = true;
-            state.unanswered = 0;
             std::mem::take(&mut state.waiting)
         };
         drop(waiting);
@@ -260,7 +264,7 @@ async fn watch_silence(table: &Table, silence_max: Duration) -> Loss {
     loop {
         tokio::time::sleep(silence_max / 4).await;
         let state = table.state();
-        if state.unanswered > 0 && state.last_sign.elapsed() > silence_max {
+        if !state.waiting.is_empty() && state.last_sign.elapsed() > silence_max {
             let seconds = silence_max.as_secs_f32();
             return Loss::Gone(format!("it left requests unanswered for {seconds} seconds"));
         }
@@ -307,8 +311,8 @@ impl Receiver {
     }
 
     async fn simple(&mut self, reply: SimpleReply) -> Result<(), Loss> {
-        let mut waiting = self.table.take(reply.cookie)?;
-        match &mut waiting.assembly {
+        let mut answer = self.table.take(reply.cookie)?;
+        match &mut answer.assembly {
             Some(_) if self.replies == ReplyStyle::Structured => {
                 return Err(breach("a simple reply to a read, agreed were structured ones"));
             }
@@ -318,27 +322,27 @@ impl Receiver {
             _ => {}
         }
         if reply.error != Errno::OK {
-            waiting.refusal = Some(Refusal { error: reply.error, text: String::new() });
+            answer.refusal = Some(Refusal { error: reply.error, text: String::new() });
         }
-        self.finish(waiting)
+        self.finish(answer)
     }
 
     async fn chunk(&mut self, chunk: Chunk) -> Result<(), Loss> {
-        let mut waiting = self.table.take(chunk.cookie)?;
+        let mut answer = self.table.take(chunk.cookie)?;
         let done = chunk.flags.contains(ChunkFlags::DONE);
-        match (chunk.kind, &mut waiting.assembly) {
+        match (chunk.kind, &mut answer.assembly) {
             (ChunkKind::NONE, _) if done && chunk.len == 0 => {}
             (ChunkKind::OFFSET_DATA, Some(assembly)) => self.data(chunk.len, assembly).await?,
             (ChunkKind::OFFSET_HOLE, Some(assembly)) => self.hole(chunk.len, assembly).await?,
-            (kind, _) if kind.is_error() => self.error(chunk, &mut waiting).await?,
+            (kind, _) if kind.is_error() => self.error(chunk, &mut answer).await?,
             (kind, _) => {
                 return Err(breach(&format!("a chunk of kind {} and {} bytes", kind.0, chunk.len)));
             }
         }
         if done {
-            return self.finish(waiting);
+            return self.finish(answer);
         }
-        self.table.put_back(chunk.cookie, waiting);
+        self.table.put_back(answer);
         Ok(())
     }
 
@@ -364,29 +368,29 @@ impl Receiver {
         Ok(())
     }
 
-    async fn error(&mut self, chunk: Chunk, waiting: &mut Waiting) -> Result<(), Loss> {
-        waiting.error_chunks += 1;
-        if chunk.len > ERROR_CHUNK_BYTES_MAX || waiting.error_chunks > ERROR_CHUNKS_MAX {
+    async fn error(&mut self, chunk: Chunk, answer: &mut Answer) -> Result<(), Loss> {
+        answer.error_chunks += 1;
+        if chunk.len > ERROR_CHUNK_BYTES_MAX || answer.error_chunks > ERROR_CHUNKS_MAX {
             return Err(breach("an error chunk too many or too long"));
         }
         let mut payload = vec![0; usize::try_from(chunk.len).expect("bounded just now")];
         self.reader.read_exact(&mut payload).await?;
         let said = ErrorChunk::decode(chunk.kind, &payload)?;
-        let Request { offset: asked, len, .. } = waiting.ask;
+        let Request { offset: asked, len, .. } = answer.ask;
         if said.offset.is_some_and(|offset| offset < asked || offset - asked >= len) {
             return Err(breach("an error outside of what was asked"));
         }
         if said.error == Errno::OK {
             return Err(breach("an error chunk that says that there is no error"));
         }
-        waiting.refusal.get_or_insert_with(|| Refusal { error: said.error, text: printable(said.text) });
+        answer.refusal.get_or_insert_with(|| Refusal { error: said.error, text: printable(said.text) });
         Ok(())
     }
 
     /// The last of a reply has come.
-    fn finish(&self, waiting: Waiting) -> Result<(), Loss> {
-        let Waiting { ask, assembly, refusal, tell, error_chunks: _, _room } = waiting;
-        let answer = match (refusal, assembly) {
+    fn finish(&self, answer: Answer) -> Result<(), Loss> {
+        let Answer { ask, assembly, refusal, error_chunks: _ } = answer;
+        let outcome = match (refusal, assembly) {
             // The request was not carried out and the server is going: it belongs to the next connection.
             (Some(Refusal { error: Errno::ESHUTDOWN, .. }), _) => {
                 return Err(Loss::Gone("it is shutting down".into()));
@@ -398,14 +402,13 @@ impl Receiver {
             (None, None) => {
                 let changes = matches!(ask.command, Command::WRITE | Command::WRITE_ZEROES);
                 if changes && !ask.flags.contains(CommandFlags::FUA) {
+                    // Before anybody is told: a sync that starts then must cover it.
                     self.ledger.write_acked();
                 }
                 Ok(Vec::new())
             }
         };
-        self.table.answered();
-        // Whoever asked may have gone.
-        let _ = tell.send(answer);
+        self.table.tell(ask.cookie, outcome);
         Ok(())
     }
 }
@@ -427,33 +430,39 @@ impl Table {
         state.next_cookie += 1;
         let Ask { command, flags, offset, len, payload: _ } = *ask;
         let request = Request { flags, command, cookie, offset, len: len.into() };
-        if state.unanswered == 0 {
+        if state.waiting.is_empty() {
             state.last_sign = Instant::now();
         }
-        state.unanswered += 1;
-        let waiting = Waiting { ask: request, assembly, refusal: None, error_chunks: 0, tell, _room: room };
-        state.waiting.insert(cookie, waiting);
+        let answer = Answer { ask: request, assembly, refusal: None, error_chunks: 0 };
+        state.waiting.insert(cookie, Waiting { answer: Some(answer), tell, _room: room });
         Some(request)
     }
 
-    /// Takes out who waits for a cookie that a reply carries.
-    fn take(&self, cookie: u64) -> Result<Waiting, Loss> {
+    /// What has come so far of the answer to the request whose cookie a reply carries.
+    fn take(&self, cookie: u64) -> Result<Answer, Loss> {
         let mut state = self.state();
         state.last_sign = Instant::now();
-        state
-            .waiting
-            .remove(&cookie)
-            .ok_or_else(|| breach(&format!("a reply to nothing (cookie {cookie:#x})")))
+        let known = state.waiting.get_mut(&cookie).and_then(|waiting| waiting.answer.take());
+        known.ok_or_else(|| breach(&format!("a reply to nothing (cookie {cookie:#x})")))
     }
 
-    fn put_back(&self, cookie: u64, waiting: Waiting) {
-        self.state().waiting.insert(cookie, waiting);
+    fn put_back(&self, answer: Answer) {
+        if let Some(waiting) = self.state().waiting.get_mut(&answer.ask.cookie) {
+            waiting.answer = Some(answer);
+        }
     }
 
-    fn answered(&self) {
-        let mut state = self.state();
-        state.unanswered -= 1;
-        state.last_sign = Instant::now();
+    /// Ends a request.
+    fn tell(&self, cookie: u64, outcome: Result<Vec<u8>, Refusal>) {
+        let waiting = {
+            let mut state = self.state();
+            state.last_sign = Instant::now();
+            state.waiting.remove(&cookie)
+        };
+        if let Some(Waiting { tell, answer: _, _room }) = waiting {
+            // Whoever asked may have gone.
+            let _ = tell.send(outcome);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, TableState> {
