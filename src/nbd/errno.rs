@@ -38,9 +38,6 @@ pub enum Refusal {
     /// A command that takes no payload came with one.
     #[error("the command takes no payload")]
     UnexpectedPayload,
-    /// A write came without a payload.
-    #[error("the command needs a payload")]
-    MissingPayload,
     /// Block status without a metadata context.
     #[error("no metadata context was selected")]
     NoContext,
@@ -68,7 +65,6 @@ impl Refusal {
             | Self::UnknownCommand
             | Self::UnknownFlag
             | Self::UnexpectedPayload
-            | Self::MissingPayload
             | Self::NoContext
             | Self::EmptyStatus
             | Self::BadFilter => Errno::EINVAL,
