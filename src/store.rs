@@ -102,6 +102,8 @@ fn whole_blocks(offset: u64, len: u64, block: u32) -> (u64, u64) {
 /// What a store is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
+    /// Reads what is there at this moment, also while somebody else writes: for looking at headers.
+    Inspect,
     /// Reads only; others may read at the same time.
     ReadOnly,
     /// Reads and writes; nobody else may have it open, where the store can tell.

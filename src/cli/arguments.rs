@@ -13,11 +13,13 @@ use crate::cipher::Engine;
 /// Encrypted block devices over NBD: every sector is sealed before it leaves this host.
 #[derive(Parser, Debug)]
 #[command(name = "sealbd", version, about, max_term_width = 100, arg_required_else_help = true)]
-#[command(after_help = "BACKEND is a path, file:/path, nbd://host:port/export, nbd+unix:///export?socket=PATH or mem:SIZE.\n\
+#[command(
+    after_help = "BACKEND is a path, file:/path, nbd://host:port/export, nbd+unix:///export?socket=PATH or mem:SIZE.\n\
     SPEC is keyfile:PATH, passphrase:SECRET or recovery:SECRET; SECRET is prompt, file:PATH, fd:N or cred:NAME.\n\
     Exit codes: 0 ok, 1 usage, 2 no key fits, 3 out of memory, 4 no volume there, 5 exists or busy, 6 key manager \
     unreachable, 7 key manager denied, 8 damaged, 9 rolled back, 10 in use elsewhere, 11 backend unreachable, \
-    12 unfinished operation, 13 refused, 14 partly done.")]
+    12 unfinished operation, 13 refused, 14 partly done."
+)]
 pub(super) struct Arguments {
     /// Print one JSON object instead of prose
     #[arg(long, global = true)]
@@ -36,7 +38,10 @@ impl Arguments {
             None => Ok(Engine::default()),
             Some(name) => Engine::by_name(name).ok_or_else(|| {
                 let known: Vec<&str> = Engine::ALL.iter().map(|engine| engine.name()).collect();
-                Failure::usage(format!("no engine {name} in this build"), format!("--engine {}", known.join(" | ")))
+                Failure::usage(
+                    format!("no engine {name} in this build"),
+                    format!("--engine {}", known.join(" | ")),
+                )
             }),
         }
     }
@@ -267,7 +272,8 @@ const ALIASES: &[(&str, &[&str])] = &[
 /// Replaces a verb of cryptsetup by ours; also returns ours, to be told.
 pub(super) fn native_spelling(words: impl Iterator<Item = OsString>) -> (Vec<OsString>, Option<String>) {
     let mut words: Vec<OsString> = words.collect();
-    let verb = words.iter().skip(1).position(|word| !word.as_encoded_bytes().starts_with(b"-")).map(|i| i + 1);
+    let verb =
+        words.iter().skip(1).position(|word| !word.as_encoded_bytes().starts_with(b"-")).map(|i| i + 1);
     let Some(at) = verb else { return (words, None) };
     let Some((_, native)) = ALIASES.iter().find(|(alias, _)| words[at] == OsStr::new(alias)) else {
         return (words, None);

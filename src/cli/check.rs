@@ -13,7 +13,11 @@ use crate::store::Access;
 use crate::volume::{OpenMode, Volume};
 
 /// Runs the command: exit 0 when nothing is wrong, 8 when something is.
-pub(super) async fn run(options: &CheckOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+pub(super) async fn run(
+    options: &CheckOptions,
+    output: &Output,
+    engine: Engine,
+) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadOnly).await?;
     let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
     let unlocked = backend.unlock(&managers, output, engine).await?;

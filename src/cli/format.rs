@@ -52,7 +52,11 @@ struct SlotReport {
 }
 
 /// Runs the command.
-pub(super) async fn run(options: FormatOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+pub(super) async fn run(
+    options: FormatOptions,
+    output: &Output,
+    engine: Engine,
+) -> Result<ExitCode, Failure> {
     let uri = StoreUri::from_arg(&options.backend)?;
     if matches!(uri, StoreUri::Memory(_)) {
         let hint = "use a file or an NBD export; mem: is for 'sealbd serve' in tests of other programs";
@@ -62,7 +66,8 @@ pub(super) async fn run(options: FormatOptions, output: &Output, engine: Engine)
     let plan = plan(&uri, &options).await?;
     let mut managers = open::managers(&options.slots, Purpose::New, output)?;
     let recovery = if options.no_recovery { None } else { Some(Recovery::generate()?) };
-    let words = recovery.as_ref().map(|recovery| String::from_utf8_lossy(recovery.words().expose()).into_owned());
+    let words =
+        recovery.as_ref().map(|recovery| String::from_utf8_lossy(recovery.words().expose()).into_owned());
     if let Some(recovery) = recovery {
         managers.push(Box::new(recovery));
     }
@@ -110,14 +115,20 @@ impl Plan {
 }
 
 async fn plan(uri: &StoreUri, options: &FormatOptions) -> Result<Plan, Failure> {
-    let geometry = |size| Geometry::for_export(size).map_err(|error| Failure::usage(error.to_string(), "--size 10G, for example"));
+    let geometry = |size| {
+        Geometry::for_export(size)
+            .map_err(|error| Failure::usage(error.to_string(), "--size 10G, for example"))
+    };
     if let StoreUri::File(path) = uri {
         let metadata = std::fs::metadata(path).ok();
         let is_file = metadata.as_ref().is_none_or(std::fs::Metadata::is_file);
         let empty = metadata.as_ref().is_none_or(|m| m.is_file() && m.len() == 0);
         if is_file && (empty || options.size.is_some()) {
             let Some(size) = options.size else {
-                return Err(Failure::usage(format!("{uri}: a new file needs a size"), "--size 10G, for example"));
+                return Err(Failure::usage(
+                    format!("{uri}: a new file needs a size"),
+                    "--size 10G, for example",
+                ));
             };
             let geometry = geometry(size)?;
             if !empty {
@@ -180,7 +191,10 @@ async fn test_slots(
     for (number, manager) in managers.into_iter().enumerate() {
         let unlocked = read_header(store).await?.unlock(engine, &[manager]).await?;
         if unlocked.header != *header {
-            return Err(Failure::integrity("the header reads back differently", "the backend does not store what it is given"));
+            return Err(Failure::integrity(
+                "the header reads back differently",
+                "the backend does not store what it is given",
+            ));
         }
         let key = header.keyslots[number].as_ref().map(|slot| &slot.key);
         let key = key.ok_or_else(|| Failure::integrity("a keyslot is missing", "report this as a bug"))?;

@@ -29,7 +29,11 @@ struct Report {
 }
 
 /// Runs the command.
-pub(super) async fn run(command: HeaderCommand, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+pub(super) async fn run(
+    command: HeaderCommand,
+    output: &Output,
+    engine: Engine,
+) -> Result<ExitCode, Failure> {
     match command {
         HeaderCommand::Backup(options) => backup(&options, output).await,
         HeaderCommand::Restore(options) => restore(&options, output, engine).await,
@@ -42,7 +46,9 @@ async fn backup(options: &HeaderFileOptions, output: &Output) -> Result<ExitCode
     let shown = options.file.display();
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&options.file);
     let mut file = file.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => Failure::exists(format!("{shown} exists"), "choose another name"),
+        std::io::ErrorKind::AlreadyExists => {
+            Failure::exists(format!("{shown} exists"), "choose another name")
+        }
         _ => Failure::system(&format!("cannot make {shown}"), &error),
     })?;
     let written = file.write_all(copies.newest_bytes()).and_then(|()| file.sync_all());
@@ -64,14 +70,19 @@ async fn backup(options: &HeaderFileOptions, output: &Output) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-async fn restore(options: &HeaderRestoreOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+async fn restore(
+    options: &HeaderRestoreOptions,
+    output: &Output,
+    engine: Engine,
+) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
     let shown = options.file.display();
     let failed = |error: std::io::Error| Failure::system(&format!("cannot read {shown}"), &error);
     let mut bytes = Vec::with_capacity(HEADER_LEN + 1);
     let file = std::fs::File::open(&options.file).map_err(failed)?;
     file.take(HEADER_LEN as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    let not_a_backup = |error| Failure::integrity(format!("{shown}: {error}"), "this is no backup of a sealbd header");
+    let not_a_backup =
+        |error| Failure::integrity(format!("{shown}: {error}"), "this is no backup of a sealbd header");
     let copy = UnverifiedHeader::decode(&bytes).map_err(not_a_backup)?;
     let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
     let unlocked = HeaderCopies::of_backup(copy).unlock(engine, &managers).await;

@@ -71,7 +71,9 @@ pub(super) fn keyslots(header: &Header) -> Vec<KeyslotReport> {
         epoch: *epoch,
         priority: *priority,
         created: *created,
-        description: registry.describe(key).map_or_else(|error| error.to_string(), |described| described.text),
+        description: registry
+            .describe(key)
+            .map_or_else(|error| error.to_string(), |described| described.text),
     })
     .collect()
 }
@@ -150,7 +152,11 @@ struct StatusReport {
 }
 
 /// `sealbd status`.
-pub(super) async fn status(options: &StatusOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+pub(super) async fn status(
+    options: &StatusOptions,
+    output: &Output,
+    engine: Engine,
+) -> Result<ExitCode, Failure> {
     let access = if options.slots.is_empty() { Access::Inspect } else { Access::ReadOnly };
     let backend = open::backend(&options.backend.backend, access).await?;
     let copies = backend.header(output).await?;
@@ -159,7 +165,8 @@ pub(super) async fn status(options: &StatusOptions, output: &Output, engine: Eng
         None
     } else {
         let managers = open::managers(&options.slots, Purpose::Unlock, output)?;
-        let unlocked = copies.unlock(engine, &managers).await.map_err(|error| Failure::from(error).of(&backend.uri))?;
+        let unlocked =
+            copies.unlock(engine, &managers).await.map_err(|error| Failure::from(error).of(&backend.uri))?;
         let volume = Volume::open(backend.store.clone(), unlocked, OpenMode::ReadOnly).await;
         Some(volume.map_err(|error| Failure::from(error).of(&backend.uri))?.status())
     };

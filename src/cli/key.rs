@@ -43,7 +43,9 @@ impl ChangeReport {
             text.push_str(&format!("Slot {slot} added, tested: unwraps\n"));
         }
         if let Some(slot) = self.removed {
-            text.push_str(&format!("Slot {slot} removed; older copies of the header are refused from now on\n"));
+            text.push_str(&format!(
+                "Slot {slot} removed; older copies of the header are refused from now on\n"
+            ));
         }
         text.push_str(&format!("header generation {}\n", self.header_generation));
         text
@@ -51,7 +53,11 @@ impl ChangeReport {
 }
 
 /// `sealbd key add`.
-pub(super) async fn add(options: &KeyAddOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+pub(super) async fn add(
+    options: &KeyAddOptions,
+    output: &Output,
+    engine: Engine,
+) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
     let managers = open::managers(&options.slots, Purpose::Unlock, output)?;
     let unlocked = backend.unlock(&managers, output, engine).await?;
@@ -70,13 +76,19 @@ pub(super) async fn add(options: &KeyAddOptions, output: &Output, engine: Engine
 }
 
 /// `sealbd key change`: the new key is in and proved before the old one goes.
-pub(super) async fn change(options: &KeyAddOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+pub(super) async fn change(
+    options: &KeyAddOptions,
+    output: &Output,
+    engine: Engine,
+) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
     let managers = open::managers(&options.slots, Purpose::Unlock, output)?;
     let unlocked = backend.unlock(&managers, output, engine).await?;
     let old = unlocked.slot;
     let new = open::managers(std::slice::from_ref(&options.new_slot), Purpose::New, output)?;
-    let [manager] = new.as_slice() else { return Err(Failure::usage("one new key is needed", "--new-slot SPEC")) };
+    let [manager] = new.as_slice() else {
+        return Err(Failure::usage("one new key is needed", "--new-slot SPEC"));
+    };
     let (_, slot) = add_to(&backend, unlocked, &**manager).await?;
     let proved = reopen(&*backend.store, &new, engine, slot).await?;
     let header = retire(&backend, proved, old, &new, engine).await?;
@@ -93,13 +105,20 @@ pub(super) async fn change(options: &KeyAddOptions, output: &Output, engine: Eng
 }
 
 /// `sealbd key remove`.
-pub(super) async fn remove(options: &KeyRemoveOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+pub(super) async fn remove(
+    options: &KeyRemoveOptions,
+    output: &Output,
+    engine: Engine,
+) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
     let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
     let unlocked = backend.unlock(&managers, output, engine).await?;
     let number = options.key_slot.unwrap_or(unlocked.slot);
     if unlocked.header.keyslots.get(number).is_none_or(Option::is_none) {
-        return Err(Failure::usage(format!("keyslot {number} is not in use"), "sealbd key list BACKEND shows those in use"));
+        return Err(Failure::usage(
+            format!("keyslot {number} is not in use"),
+            "sealbd key list BACKEND shows those in use",
+        ));
     }
     let active = |slot: &crate::format::keyslot::Keyslot| slot.state == KeyslotState::Active;
     let others = unlocked.header.keyslots.iter().enumerate();
@@ -139,7 +158,11 @@ pub(super) async fn list(options: &BackendOption, output: &Output) -> Result<Exi
 }
 
 /// `sealbd key test`: exit 0 when at least one keyslot opens.
-pub(super) async fn test(options: &KeyTestOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+pub(super) async fn test(
+    options: &KeyTestOptions,
+    output: &Output,
+    engine: Engine,
+) -> Result<ExitCode, Failure> {
     #[derive(Serialize)]
     struct Report {
         uuid: String,
@@ -174,7 +197,11 @@ async fn stage(
     Ok((header, slot))
 }
 
-async fn add_to(backend: &Backend, unlocked: Unlocked, manager: &dyn KeyManager) -> Result<(Header, usize), Failure> {
+async fn add_to(
+    backend: &Backend,
+    unlocked: Unlocked,
+    manager: &dyn KeyManager,
+) -> Result<(Header, usize), Failure> {
     let Unlocked { mut header, keys, dek, .. } = unlocked;
     let slot = add_key(&mut header, &dek, &keys, manager, 0).await?;
     write_header(&*backend.store, &mut header, &keys).await?;

@@ -57,7 +57,11 @@ impl Backend {
 }
 
 /// Key managers for the specs of `--slot`, their secrets read now, in order.
-pub(super) fn managers(specs: &[String], purpose: Purpose, output: &Output) -> Result<Vec<Box<dyn KeyManager>>, Failure> {
+pub(super) fn managers(
+    specs: &[String],
+    purpose: Purpose,
+    output: &Output,
+) -> Result<Vec<Box<dyn KeyManager>>, Failure> {
     let registry = Registry::built_in();
     // All are parsed before anybody is asked for anything.
     let specs: Vec<Spec> = specs.iter().map(|text| registry.parse(text)).collect::<Result<_, _>>()?;

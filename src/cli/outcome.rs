@@ -67,7 +67,12 @@ impl Failure {
     }
 
     pub(super) fn system(what: &str, error: &std::io::Error) -> Self {
-        Self::new(EXIT_UNREACHABLE, "system", format!("{what}: {error}"), "see the cause above; nothing was changed")
+        Self::new(
+            EXIT_UNREACHABLE,
+            "system",
+            format!("{what}: {error}"),
+            "see the cause above; nothing was changed",
+        )
     }
 
     /// The same failure, saying which backend it was about.
@@ -99,12 +104,18 @@ impl From<StoreError> for Failure {
                 message,
                 "stop the other sealbd first; 'sealbd dump' and 'uuid' work meanwhile",
             ),
-            StoreError::Unreachable(_) => {
-                Self::new(EXIT_UNREACHABLE, "backend_unreachable", message, "check the backend's server, then try again")
-            }
-            StoreError::NoSpace => {
-                Self::new(EXIT_UNREACHABLE, "backend_full", message, "make room on the file system of the backend")
-            }
+            StoreError::Unreachable(_) => Self::new(
+                EXIT_UNREACHABLE,
+                "backend_unreachable",
+                message,
+                "check the backend's server, then try again",
+            ),
+            StoreError::NoSpace => Self::new(
+                EXIT_UNREACHABLE,
+                "backend_full",
+                message,
+                "make room on the file system of the backend",
+            ),
             StoreError::ShortRead { .. } | StoreError::OutOfRange { .. } => {
                 Self::integrity(message, "the backend is shorter than it should be; was it truncated?")
             }
@@ -120,14 +131,21 @@ impl From<KeyError> for Failure {
     fn from(error: KeyError) -> Self {
         let message = error.to_string();
         match error {
-            KeyError::Secret(_) => Self::new(EXIT_NO_KEY, "secret", message, "sealbd --help shows the forms of SPEC"),
-            KeyError::Malformed(_) => Self::integrity(message, "sealbd header restore BACKEND FILE, from a backup"),
+            KeyError::Secret(_) => {
+                Self::new(EXIT_NO_KEY, "secret", message, "sealbd --help shows the forms of SPEC")
+            }
+            KeyError::Malformed(_) => {
+                Self::integrity(message, "sealbd header restore BACKEND FILE, from a backup")
+            }
             KeyError::CostTooHigh { .. } | KeyError::OutOfMemory(_) => {
                 Self::new(EXIT_MEMORY, "kdf_cost", message, "use another keyslot, or a host with more memory")
             }
-            KeyError::Unreachable(_) => {
-                Self::new(EXIT_KMS_UNREACHABLE, "kms_unreachable", message, "try again, or use another keyslot")
-            }
+            KeyError::Unreachable(_) => Self::new(
+                EXIT_KMS_UNREACHABLE,
+                "kms_unreachable",
+                message,
+                "try again, or use another keyslot",
+            ),
             KeyError::Denied(_) => {
                 Self::new(EXIT_KMS_DENIED, "kms_denied", message, "ask the key manager's administrator")
             }
@@ -142,8 +160,12 @@ impl From<VolumeError> for Failure {
         match error {
             VolumeError::Store(error) => error.into(),
             VolumeError::Key(error) => error.into(),
-            VolumeError::NotAVolume => Self::not_ours(message, "sealbd format BACKEND --size SIZE --slot SPEC makes one"),
-            VolumeError::Unsupported(_) => Self::not_ours(message, "use the sealbd version that made the volume"),
+            VolumeError::NotAVolume => {
+                Self::not_ours(message, "sealbd format BACKEND --size SIZE --slot SPEC makes one")
+            }
+            VolumeError::Unsupported(_) => {
+                Self::not_ours(message, "use the sealbd version that made the volume")
+            }
             VolumeError::StoreTooSmall { .. } => {
                 Self::not_ours(message, "was the backend truncated? restore it, or choose a smaller --size")
             }
@@ -151,23 +173,31 @@ impl From<VolumeError> for Failure {
                 Self::integrity(message, "sealbd header restore BACKEND FILE, from a backup")
             }
             VolumeError::Damaged { .. } | VolumeError::Inconsistent(_) | VolumeError::NoRoot(_) => {
-                Self::integrity(message, "sealbd check BACKEND --deep lists what is damaged; keep a copy of the backend")
+                Self::integrity(
+                    message,
+                    "sealbd check BACKEND --deep lists what is damaged; keep a copy of the backend",
+                )
             }
-            VolumeError::LogDamaged { .. } => {
-                Self::integrity(message, "restore the backend; the part of the log that is missing had been flushed")
-            }
+            VolumeError::LogDamaged { .. } => Self::integrity(
+                message,
+                "restore the backend; the part of the log that is missing had been flushed",
+            ),
             VolumeError::HeaderRollback { .. } => Self::new(
                 EXIT_ROLLBACK,
                 "rollback",
                 message,
                 "an old header was put back; sealbd header restore BACKEND FILE, from the newest backup",
             ),
-            VolumeError::NoKeyFits(_) => Self::no_key(message, "sealbd key list BACKEND shows which keys there are"),
+            VolumeError::NoKeyFits(_) => {
+                Self::no_key(message, "sealbd key list BACKEND shows which keys there are")
+            }
             VolumeError::KeyTooCostly(_) => {
                 Self::new(EXIT_MEMORY, "kdf_cost", message, "use another keyslot, or a host with more memory")
             }
             VolumeError::Refused(_) => Self::refused(message, "see the reason above"),
-            VolumeError::NoSpace => Self::new(EXIT_UNREACHABLE, "no_space", message, "trim what is not needed"),
+            VolumeError::NoSpace => {
+                Self::new(EXIT_UNREACHABLE, "no_space", message, "trim what is not needed")
+            }
             VolumeError::Stopped(_) | VolumeError::Randomness(_) => {
                 Self::new(EXIT_UNREACHABLE, "stopped", message, "see the cause above, then start again")
             }

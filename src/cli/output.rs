@@ -21,11 +21,6 @@ impl Output {
         Self { json: json || std::env::var_os("SEALBD_FORMAT").is_some_and(|format| format == "json") }
     }
 
-    /// Whether results are JSON.
-    pub(super) fn is_json(&self) -> bool {
-        self.json
-    }
-
     /// Prints a result: as JSON, with the schema number first, or as prose.
     pub(super) fn result(&self, value: &impl Serialize, prose: impl FnOnce() -> String) {
         let text = if self.json {
@@ -65,7 +60,8 @@ impl Output {
     pub(super) fn progress(&self, what: &'static str, total: u64) -> ProgressBar {
         let target = if self.json { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(total), target);
-        let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} ETA {eta}";
+        let template =
+            "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} ETA {eta}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }

@@ -24,7 +24,8 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let too_large = || format!("'{text}' is too large");
     let mut bytes = whole.checked_shl(shift).filter(|bytes| bytes >> shift == whole).ok_or_else(too_large)?;
     if !fraction.is_empty() {
-        let scale = 10u64.checked_pow(u32::try_from(fraction.len()).unwrap_or(u32::MAX)).filter(|s| *s <= 1_000_000);
+        let scale =
+            10u64.checked_pow(u32::try_from(fraction.len()).unwrap_or(u32::MAX)).filter(|s| *s <= 1_000_000);
         let parts: u64 = fraction.parse().map_err(|_| bad())?;
         bytes = bytes.checked_add((parts << shift.min(44)) / scale.ok_or_else(bad)?).ok_or_else(too_large)?;
     }

@@ -21,7 +21,7 @@ impl Prompter for TerminalPrompt {
             Purpose::New => format!("Enter new {what}: "),
         };
         let first = ask(&label, what)?;
-        if purpose == Purpose::New && !ask(&format!("Repeat new {what}: "), what)?.equals(&first) {
+        if purpose == Purpose::New && !ask(&format!("Repeat new {what}: "), what)?.matches(&first) {
             return Err(KeyError::Secret(format!("the two {what}s differ; nothing was changed")));
         }
         Ok(first)
@@ -30,8 +30,9 @@ impl Prompter for TerminalPrompt {
 
 fn ask(label: &str, what: &str) -> Result<SecretBytes, KeyError> {
     let typed = rpassword::prompt_password(label);
-    let typed = typed.map_err(|error| KeyError::Secret(format!("cannot read the {what} from the terminal: {error}")))?;
-    SecretBytes::take(typed.into_bytes())
+    let typed = typed
+        .map_err(|error| KeyError::Secret(format!("cannot read the {what} from the terminal: {error}")))?;
+    SecretBytes::take(&mut typed.into_bytes())
 }
 
 /// Asks for a word to be typed before something is destroyed.

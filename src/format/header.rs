@@ -178,6 +178,12 @@ impl UnverifiedHeader {
         &self.header
     }
 
+    /// The copy, byte for byte.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Authenticates the copy with keys that one of its keyslots yielded.
     ///
     /// # Errors

@@ -67,7 +67,7 @@ struct Inner {
 
 impl FileStore {
     /// Opens a file or block device and locks it: for reading together with other readers, for
-    /// writing alone.
+    /// writing alone. [`Access::Inspect`] takes no lock.
     ///
     /// # Errors
     /// [`StoreError::Busy`] when another process holds the lock, or has the device mounted or in
@@ -180,7 +180,7 @@ impl SlotStore for FileStore {
             physical_block: PHYSICAL_BLOCK,
             io_bytes_max: IO_BYTES_MAX,
             discard: self.inner.punches.load(Ordering::Relaxed),
-            read_only: self.inner.access == Access::ReadOnly,
+            read_only: self.inner.access != Access::ReadWrite,
         }
     }
 
@@ -346,6 +346,7 @@ fn punches_holes(file: &File, size: u64) -> bool {
 /// Takes the lock of the whole file, without waiting.
 fn lock(file: &File, path: &Path, access: Access) -> Result<(), StoreError> {
     let kind = match access {
+        Access::Inspect => return Ok(()),
         Access::ReadOnly => libc::F_RDLCK,
         Access::ReadWrite => libc::F_WRLCK,
     };

@@ -79,6 +79,22 @@ impl Volume {
     }
 }
 
+impl Volume {
+    /// The header generation that the newest root of a volume demands; what a restored header must
+    /// not be below.
+    ///
+    /// # Errors
+    /// [`VolumeError`] when there is no usable root.
+    pub async fn header_generation_of_root(
+        store: &dyn SlotStore,
+        unlocked: &Unlocked,
+    ) -> Result<u64, VolumeError> {
+        let Unlocked { header, keys, .. } = unlocked;
+        let ring = read_ring(store, header, keys).await?;
+        Ok(ring.first().map_or(0, |(block, _)| block.header_generation))
+    }
+}
+
 impl Core {
     /// An open volume that has not been claimed yet.
     #[expect(

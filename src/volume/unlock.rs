@@ -90,6 +90,31 @@ impl HeaderCopies {
         self.good[0].1.claimed()
     }
 
+    /// The newest copy, byte for byte.
+    #[must_use]
+    pub fn newest_bytes(&self) -> &[u8] {
+        self.good[0].1.bytes()
+    }
+
+    /// A copy from a backup, to be unlocked like one on a store.
+    #[must_use]
+    pub fn of_backup(copy: UnverifiedHeader) -> Self {
+        Self { good: vec![(0, copy)], bad: Vec::new() }
+    }
+
+    /// As [`unlock`](Self::unlock), with one keyslot alone.
+    ///
+    /// # Errors
+    /// As [`unlock`](Self::unlock).
+    pub async fn unlock_slot(
+        self,
+        engine: Engine,
+        managers: &[Box<dyn KeyManager>],
+        only: usize,
+    ) -> Result<Unlocked, VolumeError> {
+        self.unlock_where(engine, managers, |number| number == only).await
+    }
+
     /// Tries the keyslots of the newest copy in order of priority, each with every manager, and
     /// authenticates the header with the key that fits.
     ///
@@ -97,9 +122,18 @@ impl HeaderCopies {
     /// [`VolumeError::NoKeyFits`] with a reason per slot, or [`VolumeError::Damaged`] when a key fits
     /// and the header was altered.
     pub async fn unlock(
+        self,
+        engine: Engine,
+        managers: &[Box<dyn KeyManager>],
+    ) -> Result<Unlocked, VolumeError> {
+        self.unlock_where(engine, managers, |_| true).await
+    }
+
+    async fn unlock_where(
         mut self,
         engine: Engine,
         managers: &[Box<dyn KeyManager>],
+        wanted: impl Fn(usize) -> bool,
     ) -> Result<Unlocked, VolumeError> {
         let (number, copy) = self.good.remove(0);
         let claimed = copy.claimed();
@@ -109,6 +143,7 @@ impl HeaderCopies {
             .enumerate()
             .filter_map(|(number, slot)| Some((number, slot.as_ref()?)))
             .filter(|(_, slot)| slot.state == KeyslotState::Active && slot.epoch == claimed.active_epoch)
+            .filter(|(number, _)| wanted(*number))
             .collect();
         order.sort_by_key(|(number, slot)| (slot.priority, *number));
         let mut reasons = Reasons::default();

@@ -1,0 +1,176 @@
+//! `sealbd demo`: the whole of sealbd in one run, on this machine, without root.
+#![expect(clippy::print_stdout, reason = "the demo is what it prints")]
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use keymgmt::keyfile::Keyfile;
+use keymgmt::manager::KeyManager;
+
+use super::arguments::DemoOptions;
+use super::inspect;
+use super::outcome::Failure;
+use super::output::Output;
+use super::size::show_size;
+use crate::cipher::Engine;
+use crate::server::{Limits, Listener, Server};
+use crate::store::file::{Existing, FileStore};
+use crate::store::nbd::{NbdAddress, NbdOptions, NbdStore, NbdTarget};
+use crate::store::{Access, Persist, SlotStore};
+use crate::volume::create::{Geometry, NewVolume, add_key};
+use crate::volume::unlock::{read_header, write_header};
+use crate::volume::{OpenMode, Volume};
+
+const SIZE: u64 = 1 << 30;
+const EXPORT: &str = "demo";
+/// What is written; looked for in the store afterwards.
+const SECRET: &[u8] = b"The quick brown fox jumps over the lazy dog. ";
+/// Bytes of it that are written.
+const WRITTEN: usize = 1 << 20;
+
+/// Runs the demonstration; with `--check` it ends after its own check.
+pub(super) async fn run(options: DemoOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+    let made = tempfile::Builder::new().prefix("sealbd-demo-").tempdir();
+    let directory = made.map_err(|error| Failure::system("cannot make a directory", &error))?;
+    let at = directory.path().to_owned();
+    let (backend, key, socket) = (at.join("volume"), at.join("key"), at.join("nbd.sock"));
+
+    step("1. A volume of 1 GiB with a keyfile");
+    let first = Keyfile::create(&key)?;
+    let geometry = Geometry::for_export(SIZE)?;
+    let store = Arc::new(FileStore::create(&backend, geometry.store_bytes(), Existing::Refuse)?);
+    let mut new = NewVolume::prepare(geometry, store.capability().physical_block, "demo", engine)?;
+    new.add_key(&first, 0).await?;
+    let header = new.write(store.clone()).await?;
+    drop(store);
+    line(&format!("   {}  uuid {}", backend.display(), inspect::uuid_text(&header)));
+
+    step("2. Served on a unix socket; written and read back through NBD");
+    let data: Vec<u8> = SECRET.iter().copied().cycle().take(WRITTEN).collect();
+    serve_during(&backend, &socket, vec![Box::new(first)], engine, async {
+        let client = client(&socket).await?;
+        client.write_at(0, vec![Bytes::from(data.clone())], Persist::Durable).await?;
+        let back = client.read_at(0, WRITTEN).await?;
+        verdict(back == data, &format!("{} of plain text came back the same", show_size(WRITTEN as u64)))
+    })
+    .await?;
+
+    step("3. What the store holds");
+    let stored =
+        std::fs::read(&backend).map_err(|error| Failure::system("cannot read the volume's file", &error))?;
+    let used = stored.iter().filter(|byte| **byte != 0).count();
+    line(&format!("   {} bytes that are not zero, for example: {}", used, hex_sample(&stored)));
+    let plain = stored.windows(16).any(|window| SECRET.windows(16).any(|text| text == window));
+    verdict(!plain, "no 16 bytes of the text are in it")?;
+
+    step("4. Another key");
+    let new_key = at.join("new-key");
+    let second = Keyfile::create(&new_key)?;
+    change_key(&backend, &key, &second, engine).await?;
+    let old: Vec<Box<dyn KeyManager>> = vec![Box::new(Keyfile::open(&key)?)];
+    let refused = {
+        let store = FileStore::open(&backend, Access::ReadOnly)?;
+        read_header(&store).await?.unlock(engine, &old).await.is_err()
+    };
+    verdict(refused, "the old key opens it no longer, the new one does")?;
+
+    step("5. Served again with the new key");
+    let check_only = options.check;
+    serve_during(&backend, &socket, vec![Box::new(second)], engine, async {
+        let back = client(&socket).await?.read_at(0, WRITTEN).await?;
+        verdict(back == data, "the text is still there")?;
+        if check_only {
+            return Ok(());
+        }
+        attach_help(&socket, &backend, &new_key);
+        output.note("serving until Ctrl-C");
+        let _ = tokio::signal::ctrl_c().await;
+        Ok(())
+    })
+    .await?;
+    if check_only {
+        line("\nAll checks passed.");
+    } else {
+        let kept = directory.keep();
+        line(&format!("\nThe volume and its key stay in {}", kept.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves the volume while `work` runs, then closes it.
+async fn serve_during(
+    backend: &Path,
+    socket: &Path,
+    managers: Vec<Box<dyn KeyManager>>,
+    engine: Engine,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let store = Arc::new(FileStore::open(backend, Access::ReadWrite)?);
+    let unlocked = read_header(&*store).await?.unlock(engine, &managers).await?;
+    let volume = Volume::open(store, unlocked, OpenMode::ReadWrite).await?;
+    let exports = vec![(EXPORT.to_owned(), Arc::new(volume.clone()))];
+    let server =
+        Server::new(exports, Limits::default()).map_err(|error| Failure::usage(error.to_string(), ""))?;
+    let listener = Listener::unix(socket).map_err(|error| Failure::exists(error.to_string(), "try again"))?;
+    let mut result = Ok(());
+    server.serve(vec![listener], async { result = work.await }).await;
+    volume.close().await?;
+    result
+}
+
+async fn client(socket: &Path) -> Result<NbdStore, Failure> {
+    let target = NbdTarget { address: NbdAddress::Unix(socket.to_owned()), export: EXPORT.to_owned() };
+    Ok(NbdStore::open(target, Access::ReadWrite, NbdOptions::default()).await?)
+}
+
+async fn change_key(backend: &Path, old: &Path, new: &Keyfile, engine: Engine) -> Result<(), Failure> {
+    let store = Arc::new(FileStore::open(backend, Access::ReadWrite)?);
+    let managers: Vec<Box<dyn KeyManager>> = vec![Box::new(Keyfile::open(old)?)];
+    let mut unlocked = read_header(&*store).await?.unlock(engine, &managers).await?;
+    let slot = unlocked.slot;
+    add_key(&mut unlocked.header, &unlocked.dek, &unlocked.keys, new, 0).await?;
+    write_header(&*store, &mut unlocked.header, &unlocked.keys).await?;
+    unlocked.header.keyslots[slot] = None;
+    write_header(&*store, &mut unlocked.header, &unlocked.keys).await?;
+    // The next root refuses headers from before.
+    Volume::open(store, unlocked, OpenMode::ReadWrite).await?.close().await?;
+    Ok(())
+}
+
+fn attach_help(socket: &Path, backend: &Path, key: &Path) {
+    let (socket, backend, key) = (socket.display(), backend.display(), key.display());
+    line(&format!(
+        "\nAttach it while this runs:\n\
+         \x20 nbd-client -unix {socket} -N {EXPORT} -b 4096 /dev/nbd0     (the kernel's client, as root)\n\
+         \x20 touch disk && nbdfuse disk 'nbd+unix:///{EXPORT}?socket={socket}'\n\
+         \x20 qemu-system-x86_64 -drive file=nbd:unix:{socket}:exportname={EXPORT},format=raw …\n\
+         Serve it yourself later:\n\
+         \x20 sealbd serve {backend} --slot keyfile:{key} --name {EXPORT} -U {socket}\n"
+    ));
+}
+
+fn step(title: &str) {
+    line(&format!("\n{title}"));
+}
+
+fn line(text: &str) {
+    println!("{text}");
+}
+
+/// Prints a check that held, or fails.
+fn verdict(holds: bool, claim: &str) -> Result<(), Failure> {
+    if holds {
+        line(&format!("   ok: {claim}"));
+        return Ok(());
+    }
+    Err(Failure::integrity(format!("not true: {claim}"), "report this as a bug"))
+}
+
+/// A few bytes of the last record written.
+fn hex_sample(stored: &[u8]) -> String {
+    let last = stored.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+    let from = last.saturating_sub(24);
+    stored[from..last].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}

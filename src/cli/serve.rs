@@ -1,0 +1,273 @@
+//! `sealbd serve`: opens volumes and serves them until it is told to stop.
+
+use std::ffi::OsStr;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use keymgmt::hygiene::Report as Hygiene;
+use keymgmt::manager::KeyManager;
+use keymgmt::source::Purpose;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::arguments::ServeOptions;
+use super::open;
+use super::outcome::Failure;
+use super::output::Output;
+use super::size::show_size;
+use crate::cipher::Engine;
+use crate::export::Export;
+use crate::server::pidfile::PidFile;
+use crate::server::{Limits, ListenError, Listener, Server, ServerError};
+use crate::store::Access;
+use crate::store::uri::StoreUri;
+use crate::volume::{OpenMode, Volume};
+
+/// A volume under the name that clients ask for.
+struct Named {
+    name: String,
+    volume: Volume,
+}
+
+/// Where clients find the server.
+#[derive(Clone, Default)]
+struct Address {
+    socket: Option<PathBuf>,
+    port: Option<SocketAddr>,
+}
+
+/// Runs the command.
+pub(super) async fn run(
+    options: ServeOptions,
+    output: &Output,
+    engine: Engine,
+    hygiene: &Hygiene,
+) -> Result<ExitCode, Failure> {
+    let names = export_names(&options)?;
+    let handed_over = somewhere_to_listen(&options)?;
+    let mode = if options.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+    let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
+    let mut volumes = Vec::with_capacity(names.len());
+    let mut result = Ok(());
+    for (backend, name) in options.backends.iter().zip(names) {
+        match open_volume(backend, &managers, mode, output, engine).await {
+            Ok(volume) => volumes.push(Named { name, volume }),
+            Err(failure) => {
+                result = Err(failure);
+                break;
+            }
+        }
+    }
+    drop(managers);
+    // Listening comes last: no client may find an export that is not open.
+    let served = match result {
+        Ok(()) => listen_and_serve(&options, &volumes, handed_over, output, hygiene).await,
+        Err(failure) => Err(failure),
+    };
+    let closed = close(&volumes, output).await;
+    let code = served?;
+    Ok(if closed { code } else { ExitCode::FAILURE })
+}
+
+async fn open_volume(
+    argument: &OsStr,
+    managers: &[Box<dyn KeyManager>],
+    mode: OpenMode,
+    output: &Output,
+    engine: Engine,
+) -> Result<Volume, Failure> {
+    let access = match mode {
+        OpenMode::ReadOnly => Access::ReadOnly,
+        OpenMode::ReadWrite => Access::ReadWrite,
+    };
+    let backend = open::backend(argument, access).await?;
+    let unlocked = backend.unlock(managers, output, engine).await?;
+    Volume::open(backend.store.clone(), unlocked, mode)
+        .await
+        .map_err(|error| Failure::from(error).of(&backend.uri))
+}
+
+async fn listen_and_serve(
+    options: &ServeOptions,
+    volumes: &[Named],
+    handed_over: Vec<Listener>,
+    output: &Output,
+    hygiene: &Hygiene,
+) -> Result<ExitCode, Failure> {
+    // Kept until the end: the socket of --run lies in it.
+    let private = private_directory(options)?;
+    let (listeners, address) =
+        listeners(options, handed_over, private.as_ref().map(tempfile::TempDir::path)).await?;
+    let exports = volumes.iter().map(|named| (named.name.clone(), Arc::new(named.volume.clone()))).collect();
+    let server = Server::new(exports, Limits::default())
+        .map_err(|error: ServerError| Failure::usage(error.to_string(), "--name EXPORT, once per backend"))?;
+    let pid_failed = |error: std::io::Error| Failure::system("cannot write the pid-file", &error);
+    let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose().map_err(pid_failed)?;
+    output.note(&hygiene.to_string());
+    for Named { name, volume } in volumes {
+        let info = volume.info();
+        let access = if info.read_only { "read-only" } else { "read-write" };
+        output.note(&format!(
+            "serving {name:?} ({}, {access}) on {}",
+            show_size(info.size),
+            address.uri(name)
+        ));
+    }
+    let Some(command) = &options.run else {
+        let stopped = stop_signal()?;
+        server.serve(listeners, stopped).await;
+        output.note("stopped accepting, everything received is answered");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let first = volumes.first().map_or("", |named| &named.name);
+    let (mut child, stopped) = (address.command(command, first).spawn(), stop_signal()?);
+    let child = child.as_mut().map_err(|error| Failure::system("cannot run the command of --run", error))?;
+    let mut code = ExitCode::FAILURE;
+    let ended = async {
+        tokio::select! {
+            status = child.wait() => code = status.ok().and_then(exit_code).map_or(ExitCode::FAILURE, ExitCode::from),
+            () = stopped => {}
+        }
+    };
+    server.serve(listeners, ended).await;
+    Ok(code)
+}
+
+/// Writes the last roots; says what could not be written.
+async fn close(volumes: &[Named], output: &Output) -> bool {
+    let mut all = true;
+    for Named { name, volume } in volumes {
+        if let Err(error) = volume.close().await {
+            all = false;
+            output.note(&format!("{name:?}: not closed cleanly ({error}); the next start replays its log"));
+        }
+    }
+    all
+}
+
+fn exit_code(status: std::process::ExitStatus) -> Option<u8> {
+    u8::try_from(status.code()?).ok()
+}
+
+/// Ends with SIGTERM or SIGINT.
+fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
+    let failed = |error: std::io::Error| Failure::system("cannot handle signals", &error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// The names given, or the last part of each backend's name.
+fn export_names(options: &ServeOptions) -> Result<Vec<String>, Failure> {
+    let hint = "--name EXPORT, once per backend in their order";
+    if !options.names.is_empty() {
+        if options.names.len() != options.backends.len() {
+            let (names, backends) = (options.names.len(), options.backends.len());
+            return Err(Failure::usage(format!("{names} names for {backends} backends"), hint));
+        }
+        return Ok(options.names.clone());
+    }
+    let mut names = Vec::with_capacity(options.backends.len());
+    for backend in &options.backends {
+        let name = match StoreUri::from_arg(backend)? {
+            StoreUri::File(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
+            StoreUri::Nbd(target) => Some(target.export.clone()),
+            StoreUri::Memory(_) => None,
+        };
+        names.push(name.filter(|name| !name.is_empty()).unwrap_or_else(|| "volume".into()));
+    }
+    Ok(names)
+}
+
+/// A directory for the socket of --run when no address was given.
+fn private_directory(options: &ServeOptions) -> Result<Option<tempfile::TempDir>, Failure> {
+    if options.run.is_none() || options.socket.is_some() || options.port.is_some() {
+        return Ok(None);
+    }
+    let made = tempfile::Builder::new().prefix("sealbd-").tempdir();
+    made.map(Some).map_err(|error| Failure::system("cannot make a directory for the socket", &error))
+}
+
+/// The sockets that systemd handed over, when no other address was given.
+fn somewhere_to_listen(options: &ServeOptions) -> Result<Vec<Listener>, Failure> {
+    if options.stdio || options.socket.is_some() || options.port.is_some() {
+        return Ok(Vec::new());
+    }
+    let handed_over = Listener::handed_over().map_err(listen_failed)?;
+    if handed_over.is_empty() && options.run.is_none() {
+        return Err(Failure::usage(
+            "nowhere to listen",
+            "-U SOCK, -p PORT, --stdio, or a systemd socket unit",
+        ));
+    }
+    Ok(handed_over)
+}
+
+async fn listeners(
+    options: &ServeOptions,
+    mut listeners: Vec<Listener>,
+    private: Option<&Path>,
+) -> Result<(Vec<Listener>, Address), Failure> {
+    let mut address = Address::default();
+    if options.stdio {
+        return Ok((vec![Listener::stdio().map_err(listen_failed)?], address));
+    }
+    let socket = options.socket.clone().or_else(|| private.map(|directory| directory.join("nbd.sock")));
+    if let Some(path) = socket {
+        listeners.push(Listener::unix(&path).map_err(listen_failed)?);
+        address.socket = Some(std::path::absolute(&path).unwrap_or(path));
+    }
+    if let Some(port) = options.port {
+        let listener = Listener::tcp(SocketAddr::new(options.bind, port)).await.map_err(listen_failed)?;
+        address.port = listener.tcp_address();
+        listeners.push(listener);
+    }
+    Ok((listeners, address))
+}
+
+fn listen_failed(error: ListenError) -> Failure {
+    let message = error.to_string();
+    match error {
+        ListenError::InUse(_) => Failure::exists(message, "choose another socket, or stop that server"),
+        ListenError::NotLoopback(_) => Failure::refused(message, "-U SOCK, or -p PORT on 127.0.0.1"),
+        _ => Failure::usage(message, "-U SOCK, -p PORT, --stdio, or a systemd socket unit"),
+    }
+}
+
+impl Address {
+    /// How clients name the export.
+    fn uri(&self, name: &str) -> String {
+        let name: String = name.bytes().map(uri_byte).collect();
+        match self {
+            Self { socket: Some(path), .. } => format!("nbd+unix:///{name}?socket={}", path.display()),
+            Self { port: Some(address), .. } => format!("nbd://{address}/{name}"),
+            _ => "the sockets handed over".into(),
+        }
+    }
+
+    fn command(&self, command: &str, name: &str) -> tokio::process::Command {
+        let mut shell = tokio::process::Command::new("/bin/sh");
+        shell.arg("-c").arg(command).env("uri", self.uri(name)).env("exportname", name);
+        if let Some(socket) = &self.socket {
+            shell.env("unixsocket", socket);
+        }
+        if let Some(address) = &self.port {
+            shell.env("port", address.port().to_string());
+        }
+        shell
+    }
+}
+
+/// A byte of an export name as RFC 3986 has it in a path.
+fn uri_byte(byte: u8) -> String {
+    match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    }
+}
