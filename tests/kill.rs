@@ -139,15 +139,20 @@ fn every_acknowledged_write_survives_kill_9() {
         served.start();
         let acks = AtomicU64::new(0);
         let mut load = fio(&served);
+        let mut clients = Vec::new();
+        for (journal, writer) in journals.iter_mut().zip(0..) {
+            let mut client = served.connect();
+            check(&mut client, writer, journal, round);
+            clients.push(client);
+        }
         // The kill comes after a number of acknowledgements, not after a time.
         let enough = 200 + random.below(2000);
         std::thread::scope(|scope| {
             let writers: Vec<_> = journals
                 .iter_mut()
+                .zip(clients)
                 .zip(0..)
-                .map(|(journal, writer)| {
-                    let mut client = served.connect();
-                    check(&mut client, writer, journal, round);
+                .map(|((journal, mut client), writer)| {
                     let (random, acks) = (Random::new(random.next()), &acks);
                     scope.spawn(move || write_until_the_end(&mut client, writer, journal, random, acks))
                 })

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 pub(crate) mod client;
+pub(crate) mod history;
 pub(crate) mod logging_server;
 pub(crate) mod mounted;
 pub(crate) mod pattern;
