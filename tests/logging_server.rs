@@ -17,14 +17,14 @@ fn connect(server: &LoggingServer) -> Client {
 
 /// The stamp of every block of one image that a cut at `cut` leaves; `None` for blocks nobody wrote.
 fn stamps_after_cut(server: &LoggingServer, cut: u64, seed: u64, blocks: u64) -> Vec<Option<u64>> {
-    let image = tempfile::tempfile().unwrap();
-    image.set_len(MIB).unwrap();
-    server.log().write_image(cut, &mut Random::new(seed), &image).unwrap();
+    let image = tempfile::tempfile().expect("image file");
+    image.set_len(MIB).expect("image file");
+    server.log().write_image(cut, &mut Random::new(seed), &image).expect("image file");
     (0..blocks)
         .map(|i| {
             let mut block = [0; BLOCK_LEN];
             let offset = i * BLOCK_LEN as u64;
-            image.read_exact_at(&mut block, offset).unwrap();
+            image.read_exact_at(&mut block, offset).expect("image file");
             stamp_of(&block, offset)
         })
         .collect()

@@ -36,7 +36,7 @@ fn the_nbd_crate_reads_back_what_it_wrote() {
     let mut disk = nbd::client::NbdClient::new(&mut stream, &export);
     let mut random = Random::new(1);
     let places: Vec<(u64, usize)> =
-        (0..64).map(|i| (i * 16 * MIB + random.below(2048) * 512, 512 * (1 + i as usize * 3))).collect();
+        (0..64).map(|i: usize| (i as u64 * 16 * MIB + random.below(2048) * 512, 512 * (1 + i * 3))).collect();
     for (i, &(offset, len)) in places.iter().enumerate() {
         disk.seek(SeekFrom::Start(offset)).unwrap();
         disk.write_all(&filled(offset, len, i as u64 + 1)).unwrap();

@@ -39,12 +39,11 @@ fn files(dirs: &[&str], endings: &[&str]) -> Vec<PathBuf> {
     while let Some(path) = open.pop() {
         if path.is_dir() {
             let entries = std::fs::read_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            for entry in entries.map(|entry| entry.unwrap()) {
+            for entry in entries.map(|entry| entry.expect("directory entry")) {
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
-                if !["target", "corpus", "artifacts"].contains(&&*name)
-                    && !(name.starts_with('.') && name != ".ci")
-                {
+                let hidden = name.starts_with('.') && name != ".ci";
+                if !hidden && !["target", "corpus", "artifacts"].contains(&&*name) {
                     open.push(entry.path());
                 }
             }
@@ -236,8 +235,8 @@ fn no_file_names_a_place_of_one_machine() {
 /// Markdown files at the top and in `docs/`.
 fn markdown() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = std::fs::read_dir(root())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
+        .expect("readable project")
+        .map(|entry| entry.expect("directory entry").path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "md"))
         .collect();
     found.extend(files(&["docs"], &["md"]));
