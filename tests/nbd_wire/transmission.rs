@@ -21,7 +21,8 @@ fn assert_in_step(client: &mut RawClient) {
 #[test]
 fn what_was_written_is_read_back_at_any_alignment() {
     for style in STYLES {
-        let (server, _) = staged();
+        let (server, export) = staged();
+        export.open();
         let mut client = server.session("disk", style);
         let mut model = vec![0; 600_000];
         for (nth, (at, len)) in
@@ -235,7 +236,8 @@ fn fua_is_taken_on_every_command_and_a_flush_may_have_a_range() {
 
 #[test]
 fn requests_of_nothing_succeed_and_never_disconnect() {
-    let (server, _) = staged();
+    let (server, export) = staged();
+    export.open();
     for style in STYLES {
         let mut client = server.session("disk", style);
         for offset in [0, 5, SIZE] {

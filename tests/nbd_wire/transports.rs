@@ -14,7 +14,7 @@ use sealbd::server::{Limits, Listener, Server};
 use sealbd::wire::Errno;
 use sealbd::wire::option::{OPTION_REPLY_LEN, OptionKind, OptionReply, OptionRequest};
 
-use crate::nbd_client::{RawClient, Style};
+use crate::nbd_client::{PATIENCE, RawClient, Style};
 use crate::{SIZE, pattern, staged};
 
 /// Says to this test binary that it is the child of `sockets_handed_over_…`.
@@ -26,8 +26,10 @@ fn disk() -> Server<MemoryExport> {
 
 #[test]
 fn the_nbd_crates_client_writes_reads_and_is_refused_beyond_the_end() {
-    let (server, _) = staged();
+    let (server, export) = staged();
+    export.open();
     let mut stream = UnixStream::connect(server.path()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let export = nbd::client::handshake(&mut stream, b"disk").unwrap();
     assert_eq!(
         (export.size, export.readonly, export.send_flush, export.send_trim),
