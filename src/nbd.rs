@@ -2,7 +2,7 @@
 //!
 //! The protocol core is synchronous and does no I/O: [`handshake`] negotiates, [`request`] judges
 //! requests, [`reply`] lays out answers; each takes bytes or values and gives bytes or values, and
-//! a fuzz target may call any of them with anything. Around it [`connection`] and [`session`]
+//! a fuzz target may call any of them with anything. Around it [`connection`] and `session`
 //! move bytes between a [`transport`] and an [`Export`](crate::export::Export). Nothing here knows
 //! of keys, ciphers or stores.
 //!
