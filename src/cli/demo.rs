@@ -66,7 +66,11 @@ pub(super) async fn run(options: DemoOptions, output: &Output, engine: Engine) -
     step("3. What the store holds");
     let read = stored_bytes(&backend);
     let stored = read.map_err(|error| Failure::system("cannot read the volume's file", &error))?;
-    line(&format!("   {} in a sparse file, for example: {}", show_size(stored.len() as u64), hex_sample(&stored)));
+    line(&format!(
+        "   {} in a sparse file, for example: {}",
+        show_size(stored.len() as u64),
+        hex_sample(&stored)
+    ));
     let text: HashSet<&[u8]> = data.windows(LOOKED_FOR).take(SECRET.len()).collect();
     let plain = stored.windows(LOOKED_FOR).any(|window| text.contains(window));
     verdict(!plain, &format!("no {LOOKED_FOR} bytes of the text are in it"))?;
