@@ -15,7 +15,7 @@ use sealbd::export::memory::MemoryExport;
 use sealbd::server::{Limits, Listener, Server};
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let socket = arguments.next().unwrap_or_else(|| "/tmp/memory.sock".into());
     let mebibytes: u64 = arguments.next().unwrap_or_else(|| "64".into()).parse()?;

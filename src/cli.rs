@@ -59,7 +59,7 @@ async fn run(
 ) -> Result<ExitCode, Failure> {
     let engine = arguments.engine()?;
     match arguments.command {
-        Command::Demo(options) => demo::run(options, output, engine).await,
+        Command::Demo(options) => Box::pin(demo::run(options, output, engine)).await,
         Command::Format(options) => format::run(options, output, engine).await,
         Command::Serve(options) => serve::run(options, output, engine, hygiene).await,
         Command::Dump(options) => inspect::dump(&options, output).await,
@@ -67,11 +67,11 @@ async fn run(
         Command::Status(options) => inspect::status(&options, output, engine).await,
         Command::Check(options) => check::run(&options, output, engine).await,
         Command::Key(KeyCommand::Add(options)) => key::add(&options, output, engine).await,
-        Command::Key(KeyCommand::Change(options)) => key::change(&options, output, engine).await,
-        Command::Key(KeyCommand::Remove(options)) => key::remove(&options, output, engine).await,
+        Command::Key(KeyCommand::Change(options)) => Box::pin(key::change(&options, output, engine)).await,
+        Command::Key(KeyCommand::Remove(options)) => Box::pin(key::remove(&options, output, engine)).await,
         Command::Key(KeyCommand::List(options)) => key::list(&options, output).await,
         Command::Key(KeyCommand::Test(options)) => key::test(&options, output, engine).await,
-        Command::Header(command) => header::run(command, output, engine).await,
+        Command::Header(command) => Box::pin(header::run(command, output, engine)).await,
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { directory } => documents::man(directory.as_deref()),
     }

@@ -6,9 +6,10 @@
 //! [`WireError`], read nothing behind what they were given and allocate nothing from a length that
 //! they did not see the bytes of. Names are those of proto.md (NetworkBlockDevice/nbd).
 //!
-//! [`option`] holds the handshake, [`transmission`] everything after it.
+//! [`option`] holds the handshake, [`transmission`] everything after it, [`payload`] what its chunks carry.
 
 pub mod option;
+pub mod payload;
 pub mod transmission;
 
 /// Why bytes were not a message.

@@ -368,7 +368,7 @@ async fn both_ends_of_the_store_can_be_written(store: &dyn SlotStore) {
         write(store, offset, &[0xee; 4096]).await;
         assert_eq!(read(store, offset, 4096).await, [0xee; 4096]);
     }
-    assert_eq!(read(store, SIZE, 0).await, []);
+    assert!(read(store, SIZE, 0).await.is_empty());
 }
 
 async fn nothing_outside_is_touched(store: &dyn SlotStore) {

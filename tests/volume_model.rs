@@ -1,5 +1,10 @@
 //! A volume behaves like an array of bytes: random operations, reopening in between, against a
 //! model, and with errors of the store injected.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking; its sizes are small"
+)]
 
 #[path = "common/volumes.rs"]
 mod volumes;

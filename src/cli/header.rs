@@ -36,7 +36,7 @@ pub(super) async fn run(
 ) -> Result<ExitCode, Failure> {
     match command {
         HeaderCommand::Backup(options) => backup(&options, output).await,
-        HeaderCommand::Restore(options) => restore(&options, output, engine).await,
+        HeaderCommand::Restore(options) => Box::pin(restore(&options, output, engine)).await,
     }
 }
 

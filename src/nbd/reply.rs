@@ -13,10 +13,10 @@ use super::{Mode, ReplyStyle};
 use crate::export::{Allocation, Extent};
 use crate::geometry::ByteRange;
 use crate::wire::Errno;
-use crate::wire::transmission::{
-    AllocationFlags, BlockStatus, Chunk, ChunkFlags, ChunkKind, Descriptor, ErrorChunk, HeaderStyle,
-    OFFSET_DATA_PREFIX_LEN, OffsetHole, SimpleReply, encode_offset_data,
+use crate::wire::payload::{
+    BlockStatus, Descriptor, ErrorChunk, OFFSET_DATA_PREFIX_LEN, OffsetHole, encode_offset_data,
 };
+use crate::wire::transmission::{AllocationFlags, Chunk, ChunkFlags, ChunkKind, HeaderStyle, SimpleReply};
 
 /// Most replies in one vectored write: enough to make the system call cheap beside them.
 pub const REPLIES_PER_SEND_MAX: usize = 64;

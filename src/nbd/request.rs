@@ -6,7 +6,8 @@ use super::errno::Refusal;
 use super::{Mode, PAYLOAD_LEN_MAX, ReplyStyle};
 use crate::export::{Durability, ExportInfo, ZeroMode};
 use crate::geometry::ByteRange;
-use crate::wire::transmission::{Command, CommandFlags, HeaderStyle, Request, StatusFilter};
+use crate::wire::payload::StatusFilter;
+use crate::wire::transmission::{Command, CommandFlags, HeaderStyle, Request};
 
 /// Longest payload of a refused write that is read and thrown away instead of hung up on, in
 /// bytes: four times the longest write, as far as nbdkit goes.

@@ -44,12 +44,11 @@ impl Delta {
         if start == end {
             return;
         }
-        if let Some((&before, &(count, loc))) = self.runs.range(..start).next_back() {
-            if before + count > start {
-                self.runs.insert(before, (start - before, loc));
-                if before + count > end {
-                    self.runs.insert(end, (before + count - end, loc.step(end - before)));
-                }
+        let before = self.runs.range(..start).next_back().map(|(before, run)| (*before, *run));
+        if let Some((before, (count, loc))) = before.filter(|(before, (count, _))| before + count > start) {
+            self.runs.insert(before, (start - before, loc));
+            if before + count > end {
+                self.runs.insert(end, (before + count - end, loc.step(end - before)));
             }
         }
         while let Some((&inside, &(count, loc))) = self.runs.range(start..end).next() {
@@ -119,6 +118,7 @@ pub(super) fn resolve(delta: &Delta, window: SectorRange, out: &mut Resolved) {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "test addresses are small")]
 mod tests {
     use proptest::prelude::*;
 

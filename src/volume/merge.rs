@@ -46,11 +46,12 @@ impl Merger<'_> {
         runs: Vec<Run>,
     ) -> BoxFuture<'_, Result<Loc, VolumeError>> {
         Box::pin(async move {
-            if let [run] = runs.as_slice() {
-                if run.loc.handle().is_none() && run.sectors == page_range(level, number) {
-                    self.forget(level, number, old).await?;
-                    return Ok(run.loc);
-                }
+            if let [run] = runs.as_slice()
+                && run.loc.handle().is_none()
+                && run.sectors == page_range(level, number)
+            {
+                self.forget(level, number, old).await?;
+                return Ok(run.loc);
             }
             if level == 0 {
                 return self.leaf(number, old, &runs).await;

@@ -235,10 +235,8 @@ impl Replay<'_> {
             tail.last().map(|(span, found)| (*span, found.last())).expect("one span at least");
         let missing = last.map_or(last_span.start_seq, |chunk| chunk.seq + 1);
         let end = last.map_or(u64::from(last_span.start_offset), |chunk| chunk.end);
-        if !cut {
-            if let Some(later) = self.later_proof(&last_span, end, missing).await? {
-                return Err(VolumeError::LogDamaged { seq: missing, offset: last_span.phys + end, later });
-            }
+        if !cut && let Some(later) = self.later_proof(&last_span, end, missing).await? {
+            return Err(VolumeError::LogDamaged { seq: missing, offset: last_span.phys + end, later });
         }
         self.durable_seq = durable;
         for (span, found) in tail {
@@ -259,10 +257,11 @@ impl Replay<'_> {
             let bytes = self.load(span.phys, start.min(end), end).await?;
             let mut offset = start;
             while offset + (PREFIX_LEN as u64) <= end {
-                if let Ok(Some((chunk, _))) = self.chunk_at(&span, &bytes, start, offset) {
-                    if chunk.seq > missing && chunk.durable_seq >= missing {
-                        return Ok(Some(chunk.seq));
-                    }
+                if let Ok(Some((chunk, _))) = self.chunk_at(&span, &bytes, start, offset)
+                    && chunk.seq > missing
+                    && chunk.durable_seq >= missing
+                {
+                    return Ok(Some(chunk.seq));
                 }
                 offset += u64::from(self.header.align);
             }

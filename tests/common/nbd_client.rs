@@ -15,9 +15,9 @@ use sealbd::wire::option::{
     ClientFlags, HELLO_LEN, Hello, Info, InfoKind, InfoQuery, MetaContextQuery, OPTION_REPLY_LEN, OptionKind,
     OptionReply, OptionReplyKind, OptionRequest,
 };
+use sealbd::wire::payload::{ErrorChunk, OffsetHole};
 use sealbd::wire::transmission::{
-    Chunk, ChunkFlags, ChunkKind, Command, CommandFlags, ErrorChunk, HeaderStyle, OffsetHole, Request,
-    SIMPLE_REPLY_LEN, SimpleReply,
+    Chunk, ChunkFlags, ChunkKind, Command, CommandFlags, HeaderStyle, Request, SIMPLE_REPLY_LEN, SimpleReply,
 };
 use sealbd::wire::{Errno, TransmissionFlags};
 

@@ -12,9 +12,8 @@ use sealbd::wire::option::{
     ClientFlags, HELLO_LEN, HandshakeFlags, Hello, Info, OPTION_REQUEST_LEN, OptionKind, OptionReply,
     OptionReplyKind, OptionRequest,
 };
-use sealbd::wire::transmission::{
-    Chunk, ChunkFlags, ChunkKind, Command, HeaderStyle, Request, SimpleReply, encode_offset_data,
-};
+use sealbd::wire::payload::encode_offset_data;
+use sealbd::wire::transmission::{Chunk, ChunkFlags, ChunkKind, Command, HeaderStyle, Request, SimpleReply};
 use sealbd::wire::{Errno, TransmissionFlags};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -2,9 +2,8 @@
 
 use proptest::prelude::*;
 use sealbd::wire::Errno;
-use sealbd::wire::transmission::{
-    BlockStatus, ChunkKind, Command, CommandFlags, Descriptor, HeaderStyle, Request, StatusFilter,
-};
+use sealbd::wire::payload::{BlockStatus, Descriptor, StatusFilter};
+use sealbd::wire::transmission::{ChunkKind, Command, CommandFlags, HeaderStyle, Request};
 
 use crate::nbd_client::{Answer, RawClient, STYLES, Style, assemble};
 use crate::{FAILS_AT, GATED_FROM, PANICS_AT, SIZE, pattern, staged, two_disks};

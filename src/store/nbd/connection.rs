@@ -19,9 +19,9 @@ use super::handshake::{Agreement, ReplyStyle, Stream};
 use super::ledger::Ledger;
 use super::{Loss, printable};
 use crate::wire::Errno;
+use crate::wire::payload::{ErrorChunk, OFFSET_DATA_PREFIX_LEN, OffsetHole, decode_offset_data};
 use crate::wire::transmission::{
-    Chunk, ChunkFlags, ChunkKind, Command, CommandFlags, ErrorChunk, HeaderStyle, OFFSET_DATA_PREFIX_LEN,
-    OffsetHole, ReplyMagic, Request, SimpleReply, decode_offset_data,
+    Chunk, ChunkFlags, ChunkKind, Command, CommandFlags, HeaderStyle, ReplyMagic, Request, SimpleReply,
 };
 
 /// Requests on their way on one connection: what common servers work on at the same time (nbdkit 16,
