@@ -8,9 +8,10 @@ use keymgmt::secret::{Dek, Secret32};
 use sealbd::cipher::Engine;
 use sealbd::export::Export;
 use sealbd::geometry::ByteRange;
+use sealbd::store::SlotStore;
 use sealbd::store::memory::MemoryStore;
 use sealbd::volume::create::{Geometry, NewVolume};
-use sealbd::volume::unlock::read_header;
+use sealbd::volume::unlock::{Unlocked, read_header};
 use sealbd::volume::{OpenMode, Volume, VolumeError};
 
 /// A formatted volume in memory.
@@ -33,9 +34,7 @@ impl Disk {
     pub async fn new(export_bytes: u64) -> Self {
         let geometry = Geometry::for_export(export_bytes).unwrap();
         let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
-        let mut new = NewVolume::prepare(geometry, 4096, "test", Engine::default()).unwrap();
-        new.add_key(&FixedKey, 0).await.unwrap();
-        new.write(store.clone()).await.unwrap();
+        format(store.clone(), geometry).await.unwrap();
         Self { store }
     }
 
@@ -51,10 +50,33 @@ impl Disk {
     }
 
     pub async fn open_as(&self, mode: OpenMode) -> Result<Volume, VolumeError> {
-        let managers: Vec<Box<dyn KeyManager>> = vec![Box::new(FixedKey)];
-        let unlocked = read_header(&*self.store).await?.unlock(Engine::default(), &managers).await?;
-        Volume::open(self.store.clone(), unlocked, mode).await
+        open(self.store.clone(), mode).await
     }
+}
+
+/// Opens the volume on any store.
+pub async fn open(store: Arc<dyn SlotStore>, mode: OpenMode) -> Result<Volume, VolumeError> {
+    let unlocked = unlock(&*store).await?;
+    Volume::open(store, unlocked, mode).await
+}
+
+/// Reads and unlocks the header on any store.
+pub async fn unlock(store: &dyn SlotStore) -> Result<Unlocked, VolumeError> {
+    let managers: Vec<Box<dyn KeyManager>> = vec![Box::new(FixedKey)];
+    read_header(store).await?.unlock(Engine::default(), &managers).await
+}
+
+/// Makes a volume on any store.
+pub async fn format(store: Arc<dyn SlotStore>, geometry: Geometry) -> Result<(), VolumeError> {
+    let mut new = NewVolume::prepare(geometry, 4096, "test", Engine::default())?;
+    new.add_key(&FixedKey, 0).await?;
+    new.write(store).await.map(|_| ())
+}
+
+/// Reads the whole volume.
+pub async fn read_all(volume: &Volume) -> Vec<u8> {
+    let size = volume.info().size;
+    read(volume, ByteRange::within(0, size, size).unwrap()).await
 }
 
 /// Reads a range whole.
