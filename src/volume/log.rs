@@ -69,10 +69,14 @@ impl Core {
         match self.make_room(&mut tail) {
             Ok(true) => {}
             Ok(false) => {
-                let mut queue = self.queue();
-                queue.leader = false;
-                queue.stalled = true;
+                let moves = {
+                    let mut queue = self.queue();
+                    queue.leader = false;
+                    queue.stalled = true;
+                    queue.drain_moves()
+                };
                 self.wake.notify_one();
+                moves.iter().for_each(|done| done.part_done(Err(VolumeError::NoSpace.to_export())));
                 return None;
             }
             Err(error) => {
@@ -162,8 +166,7 @@ impl Core {
             return Ok(true);
         }
         // Giving space back must work when there is none: only data stays out of the last slots.
-        let brings_data = |part: &Part| part.op == Op::Write && !part.reclaims;
-        let brings_data = self.queue().waiting.front().is_some_and(brings_data);
+        let brings_data = self.queue().brings_data();
         if brings_data && !self.writers_have_room() {
             return Ok(false);
         }

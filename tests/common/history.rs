@@ -16,9 +16,23 @@ pub const SECTOR: u64 = 4096;
 /// One request of a client, or what else moves a volume.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Write { offset: u64, len: u64, fill: u64, durable: bool },
-    Zero { offset: u64, len: u64, no_hole: bool, durable: bool },
-    Trim { offset: u64, len: u64, durable: bool },
+    Write {
+        offset: u64,
+        len: u64,
+        fill: u64,
+        durable: bool,
+    },
+    Zero {
+        offset: u64,
+        len: u64,
+        no_hole: bool,
+        durable: bool,
+    },
+    Trim {
+        offset: u64,
+        len: u64,
+        durable: bool,
+    },
     Flush,
     Checkpoint,
     /// An orderly end and a new session.
@@ -99,7 +113,9 @@ pub async fn apply(volume: &Volume, size: u64, step: &Step) -> Result<(), Export
         Step::Trim { offset, len, durable } => volume.trim(within(offset, len), durability(durable)).await,
         Step::Flush => volume.flush().await,
         Step::Checkpoint => volume.checkpoint().await.map_err(|error| ExportError::Io(error.to_string())),
-        Step::Close | Step::Reopen => volume.close().await.map_err(|error| ExportError::Io(error.to_string())),
+        Step::Close | Step::Reopen => {
+            volume.close().await.map_err(|error| ExportError::Io(error.to_string()))
+        }
     }
 }
 
