@@ -50,8 +50,8 @@ struct Plan {
     tree: Tree,
     spans: Vec<LogSpan>,
     change: LiveChange,
-    /// Log segments that a replay of this root visits.
-    log: HashSet<Handle>,
+    /// The oldest log segment that a replay of this root visits, if there is one.
+    oldest_log: Option<Handle>,
 }
 
 /// A root that is durable, and what it made superfluous.
@@ -116,8 +116,7 @@ impl Core {
         let mut merger = Merger { core: self, index: &mut checkpointer.index, change: LiveChange::default() };
         let new = merger.merge(tree, frozen).await?;
         let change = merger.change;
-        let log = self.log_from(span.handle);
-        let plan = Plan { tree: new.clone(), spans: vec![span], change, log };
+        let plan = Plan { tree: new.clone(), spans: vec![span], change, oldest_log: Some(span.handle) };
         let replayed = std::mem::take(&mut checkpointer.replayed);
         let durable = self.write_root(checkpointer, plan).await;
         if durable.is_err() {
@@ -133,8 +132,8 @@ impl Core {
     pub(super) async fn claim(self: &Arc<Self>, checkpointer: &mut Checkpointer) -> Result<(), VolumeError> {
         let tree = (*self.map().tree).clone();
         let spans = checkpointer.replayed.iter().copied().chain(self.open_span()).collect();
-        let log = self.tail().segments.iter().copied().collect();
-        let plan = Plan { tree, spans, change: LiveChange::default(), log };
+        let oldest_log = self.tail().segments.front().copied();
+        let plan = Plan { tree, spans, change: LiveChange::default(), oldest_log };
         let root = self.write_root(checkpointer, plan).await?;
         self.retire(root).await;
         Ok(())
@@ -201,10 +200,6 @@ impl Core {
         Ok(())
     }
 
-    /// Log segments from `first` on.
-    fn log_from(&self, first: Handle) -> HashSet<Handle> {
-        self.tail().segments.iter().copied().skip_while(|handle| *handle != first).collect()
-    }
 
     fn forget_log_before(&self, first: Handle) {
         let mut tail = self.tail();
@@ -221,7 +216,7 @@ impl Core {
     ) -> Result<Durable, VolumeError> {
         // A number is never tried twice: whether a failed try reached the store is unknown.
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let Plan { tree, spans, change, log } = plan;
+        let Plan { tree, spans, change, oldest_log } = plan;
         let reserved = self.segments.table_mut().reserve(RESERVE_TARGET);
         let mut root = Root {
             generation,
@@ -238,7 +233,7 @@ impl Core {
             sealed_messages: self.counters.sealed_messages.load(Ordering::Relaxed) + SEALED_MARGIN,
         };
         self.segments.table_mut().apply(&change);
-        let tried = self.write_root_inner(checkpointer, &mut root, &log).await;
+        let tried = self.write_root_inner(checkpointer, &mut root, oldest_log).await;
         let (mac, dead) = match tried {
             Ok(done) => done,
             Err(error) => {
@@ -273,7 +268,7 @@ impl Core {
         self: &Arc<Self>,
         checkpointer: &mut Checkpointer,
         root: &mut Root,
-        log: &HashSet<Handle>,
+        oldest_log: Option<Handle>,
     ) -> Result<([u8; 16], Vec<Handle>), VolumeError> {
         let index = &mut checkpointer.index;
         // Places first: opening an index segment adds a row that the table must hold.
@@ -285,14 +280,18 @@ impl Core {
         }
         let listed = {
             let table = self.segments.table();
-            let dead = table.dead(|handle| log.contains(&handle)).len();
+            let dead = table.dead(|_| false).len();
             dead.min(PLACES_MAX) + (table.added_count() + ROWS_SLACK).min(PLACES_MAX)
         };
         let payload = index.place(self, root.sealed_len() + places.len() * 36 + listed * 24)?;
-        let mut pinned = log.clone();
-        pinned.extend(places.iter().map(|place| place.handle));
-        pinned.insert(payload.handle);
+        let blobs: HashSet<Handle> =
+            places.iter().map(|place| place.handle).chain([payload.handle]).collect();
         let (parts, dead) = {
+            // Writers go on: a log segment may have been opened and filled since the freeze. With
+            // the tail held none can be, between looking and listing.
+            let tail = self.tail();
+            let log = tail.segments.iter().skip_while(|handle| Some(**handle) != oldest_log);
+            let pinned: HashSet<Handle> = log.copied().chain(blobs).collect();
             let mut table = self.segments.table_mut();
             let mut dead = table.dead(|handle| pinned.contains(&handle));
             dead.truncate(PLACES_MAX);
