@@ -53,8 +53,10 @@ impl Core {
     /// # Cancel safety
     /// When dropped half-way the chunk counts as failed and the log is repaired before it goes on.
     pub(super) async fn commit(self: &Arc<Self>) {
+        let mut leader = Leader { core: self, armed: true };
         // Everything that was received together with the leader's request joins its chunk.
         tokio::task::yield_now().await;
+        leader.armed = false;
         let Some(composed) = self.compose() else { return };
         let mut guard = Uncommitted { core: self, seq: composed.seq, armed: true };
         let seq = composed.seq;
@@ -256,6 +258,26 @@ impl Core {
     pub(super) fn spawn_commit(self: &Arc<Self>) {
         let core = self.clone();
         tokio::spawn(async move { core.commit().await });
+    }
+}
+
+/// Finds another leader when one is dropped before it composed.
+struct Leader<'a> {
+    core: &'a Arc<Core>,
+    armed: bool,
+}
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let runs = tokio::runtime::Handle::try_current().is_ok();
+        let mut queue = self.core.queue();
+        queue.leader = false;
+        if runs && queue.becomes_leader() {
+            self.core.spawn_commit();
+        }
     }
 }
 

@@ -216,9 +216,9 @@ impl Queue {
         self.waiting.front().is_some_and(|part| part.op == Op::Write && !part.reclaims)
     }
 
-    /// Stops the log for good; the first reason stays.
+    /// Stops the log for good; the first reason stays, unless it is that the volume was closed.
     pub(super) fn stop(&mut self, reason: ExportError) {
-        if !matches!(self.health, Health::Stopped(_)) {
+        if !matches!(&self.health, Health::Stopped(error) if *error != ExportError::ShuttingDown) {
             self.health = Health::Stopped(reason);
         }
     }
