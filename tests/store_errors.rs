@@ -2,13 +2,10 @@
 //! goes on as far as it may (docs/FORMAT.md §15).
 
 #[path = "common/faults.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
 mod faults;
 #[path = "common/history.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
 mod history;
 #[path = "common/volumes.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
 mod volumes;
 
 use std::sync::Arc;

@@ -3,7 +3,10 @@
 //! Unlike the faults of the memory store, a failed write may land here, whole or torn, and be seen
 //! at once: an error says nothing of what reached the medium.
 
+#![allow(dead_code, unreachable_pub, reason = "every test file that includes this uses its part")]
+
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -75,8 +78,14 @@ impl FaultyStore {
 
     /// One whose writes to segments are entered in `ledger`.
     pub fn watched(inner: Arc<MemoryStore>, ledger: &Arc<Ledger>, data: (u64, u64)) -> Arc<Self> {
-        let watch =
-            Watch { ledger: ledger.clone(), data_start: data.0, slot_bytes: data.1, uids: Mutex::default() };
+        let store = ledger.stores.fetch_add(1, Ordering::Relaxed);
+        let watch = Watch {
+            store,
+            ledger: ledger.clone(),
+            data_start: data.0,
+            slot_bytes: data.1,
+            uids: Mutex::default(),
+        };
         Arc::new(Self { inner, faults: Mutex::new(Faults::NONE), watch: Some(watch) })
     }
 
@@ -172,6 +181,7 @@ pub struct Ledger {
     blocks: Mutex<HashMap<([u8; 16], u64), Vec<u8>>>,
     /// The slot and the store, by number, that a uid was used for.
     homes: Mutex<HashMap<[u8; 16], (usize, u64)>>,
+    stores: AtomicUsize,
 }
 
 impl Ledger {
@@ -186,6 +196,8 @@ impl Ledger {
 }
 
 struct Watch {
+    /// Number of the store.
+    store: usize,
     ledger: Arc<Ledger>,
     data_start: u64,
     slot_bytes: u64,
@@ -206,7 +218,7 @@ impl Watch {
             // Envelope of the segment header: magic, version, kind, epoch, volume, uid (FORMAT.md §6).
             assert_eq!(&bytes[..8], b"SEALSEG1", "a segment starts with its header");
             let uid: [u8; 16] = bytes[32..48].try_into().unwrap();
-            let here = (std::ptr::from_ref(self).addr(), slot);
+            let here = (self.store, slot);
             let home = *self.ledger.homes.lock().unwrap().entry(uid).or_insert(here);
             assert_eq!(home, here, "a uid belongs to one segment of one session on one store");
             uids.insert(slot, uid);

@@ -3,6 +3,8 @@
 //! A step is expanded into the changes of single sectors that the log makes of it, in log order. A
 //! volume that crashed must equal the state after some prefix of them (docs/FORMAT.md §16, I2).
 
+#![allow(dead_code, unreachable_pub, reason = "every test file that includes this uses its part")]
+
 use std::sync::Arc;
 
 use proptest::prelude::*;
