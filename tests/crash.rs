@@ -4,6 +4,8 @@
 //! A run is cut at the nth change of the store; that change and all that was not flushed is then
 //! lost, kept or torn as dice decide, whose seed a failure prints.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "common/history.rs"]
 mod history;
 #[path = "common/volumes.rs"]
@@ -400,7 +402,7 @@ fn block(id: u64) -> Vec<u8> {
 
 async fn write_at_random(volume: Volume, writer: u64, seed: u64, clock: Arc<AtomicU64>) -> Record {
     let tick = || clock.fetch_add(1, Ordering::SeqCst);
-    let mut dice = Dice::new(seed ^ writer << 8);
+    let mut dice = Dice::new(seed ^ (writer << 8));
     let mut record = Record::default();
     for round in 0..40 {
         let issued = tick();
@@ -415,7 +417,7 @@ async fn write_at_random(volume: Volume, writer: u64, seed: u64, clock: Arc<Atom
         let first = dice.below(BLOCKS / unit) * unit;
         let count = ((1 + dice.below(3)) * unit).min(BLOCKS - first);
         let durable = dice.below(8) == 0;
-        let id = writer << 32 | round | 1 << 63;
+        let id = (writer << 32) | round | (1 << 63);
         let data: Vec<u8> = (0..count).flat_map(|_| block(id)).collect();
         let range = ByteRange::within(first * 512, count * 512, SIZE).unwrap();
         let durability = if durable { Durability::Durable } else { Durability::Accepted };

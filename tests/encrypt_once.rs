@@ -4,6 +4,8 @@
 //! Everything runs on one thread, where a chunk is handed to the store in the order it was composed;
 //! so the watching store knows which segment a slot holds when bytes for it arrive.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "common/faults.rs"]
 mod faults;
 #[path = "common/history.rs"]

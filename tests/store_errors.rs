@@ -1,6 +1,8 @@
 //! Stores that fail, heal, and run full: requests get errors, nothing answered is lost, and the volume
 //! goes on as far as it may (docs/FORMAT.md §15).
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "common/faults.rs"]
 mod faults;
 #[path = "common/history.rs"]
@@ -217,7 +219,7 @@ fn concurrent_writers_survive_an_outage_with_what_was_answered() {
                     // What the sector may hold: the last answered write or a failed one behind it.
                     let mut allowed = vec![None];
                     for round in 0..60u64 {
-                        let fill = writer << 32 | round;
+                        let fill = (writer << 32) | round;
                         let (offset, len) = (writer * 65536 + 512 * (round % 3), 4096);
                         if round % 3 == 0 {
                             match write(&volume, offset, len, fill).await {
@@ -321,7 +323,7 @@ fn trim_works_on_a_full_volume_and_brings_room_back() {
             let mut written = Vec::new();
             let error = loop {
                 let offset = written.len() as u64 * 65536;
-                let fill = round << 32 | offset;
+                let fill = (round << 32) | offset;
                 assert!(offset < geometry.export_bytes, "the volume is never full");
                 match write(&volume, offset, 65536, fill).await {
                     Ok(()) => written.push((offset, fill)),
@@ -362,7 +364,7 @@ fn closing_answers_every_writer_and_ends_all_writing() {
                     let mut answered = None;
                     for round in 0..100u64 {
                         let offset = writer * 4096 + 512 * (round % 2) * (writer % 2);
-                        let fill = writer << 32 | round;
+                        let fill = (writer << 32) | round;
                         if write(&volume, writer * 8192 + offset % 4096, 4096, fill).await.is_err() {
                             return (answered, Some(fill));
                         }

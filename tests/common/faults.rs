@@ -4,6 +4,7 @@
 //! at once: an error says nothing of what reached the medium.
 
 #![allow(dead_code, unreachable_pub, reason = "every test file that includes this uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -174,13 +175,15 @@ impl SlotStore for FaultyStore {
     }
 }
 
+type SegmentUid = [u8; 16];
+
 /// What was ever sealed at which offset of which segment, on any number of stores.
 #[derive(Default)]
 pub struct Ledger {
-    /// By uid and offset, in blocks of 4096 bytes.
-    blocks: Mutex<HashMap<([u8; 16], u64), Vec<u8>>>,
+    /// Blocks of 4096 bytes by segment and offset.
+    blocks: Mutex<HashMap<(SegmentUid, u64), Vec<u8>>>,
     /// The slot and the store, by number, that a uid was used for.
-    homes: Mutex<HashMap<[u8; 16], (usize, u64)>>,
+    homes: Mutex<HashMap<SegmentUid, (usize, u64)>>,
     stores: AtomicUsize,
 }
 
@@ -202,7 +205,7 @@ struct Watch {
     data_start: u64,
     slot_bytes: u64,
     /// The segment that each slot holds.
-    uids: Mutex<HashMap<u64, [u8; 16]>>,
+    uids: Mutex<HashMap<u64, SegmentUid>>,
 }
 
 impl Watch {
@@ -217,7 +220,7 @@ impl Watch {
         if in_slot == 0 {
             // Envelope of the segment header: magic, version, kind, epoch, volume, uid (FORMAT.md §6).
             assert_eq!(&bytes[..8], b"SEALSEG1", "a segment starts with its header");
-            let uid: [u8; 16] = bytes[32..48].try_into().unwrap();
+            let uid: SegmentUid = bytes[32..48].try_into().unwrap();
             let here = (self.store, slot);
             let home = *self.ledger.homes.lock().unwrap().entry(uid).or_insert(here);
             assert_eq!(home, here, "a uid belongs to one segment of one session on one store");

@@ -4,6 +4,7 @@
 //! volume that crashed must equal the state after some prefix of them (docs/FORMAT.md §16, I2).
 
 #![allow(dead_code, unreachable_pub, reason = "every test file that includes this uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
 

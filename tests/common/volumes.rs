@@ -1,6 +1,7 @@
 //! Volumes on a memory store, for tests of the engine.
 
 #![allow(dead_code, unreachable_pub, reason = "every test file that includes this uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::future::Future;
 use std::sync::Arc;
