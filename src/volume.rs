@@ -146,8 +146,9 @@ impl Volume {
         &self.core.header
     }
 
-    /// Finishes what is under way, folds the log into the tree, and writes a last root. Afterwards
-    /// every change is refused with [`ExportError::ShuttingDown`].
+    /// Finishes what is being written, folds the log into the tree, and writes a last root. Changes that
+    /// still wait, and every later one, are refused with [`ExportError::ShuttingDown`]. Afterwards
+    /// nothing of this session reaches the store.
     ///
     /// # Errors
     /// When the last root could not be written; the volume opens all the same, by replaying its log.
@@ -155,10 +156,7 @@ impl Volume {
         if self.core.mode == OpenMode::ReadOnly {
             return Ok(());
         }
-        let result = self.core.checkpoint().await;
-        self.core.queue().stop(ExportError::ShuttingDown);
-        self.core.wake.notify_one();
-        result
+        self.core.close().await
     }
 
     /// Folds the newer entries into the tree and writes a root now.

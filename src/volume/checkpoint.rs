@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::delta::Delta;
+use super::error::store_to_export;
 use super::index_writer::IndexWriter;
 use super::io::write_store;
 use super::merge::Merger;
@@ -25,7 +26,7 @@ use crate::format::root::{
 };
 use crate::format::table::{PART_ROWS_MAX, ROW_LEN};
 use crate::geometry::Generation;
-use crate::store::Persist;
+use crate::store::{Persist, StoreError};
 
 /// Slots that a root reserves for the time until the next: 1 GiB of log at 8 MiB a segment, and room
 /// for the index. The checkpoint at 1 GiB of log (§10) comes before they run out.
@@ -50,8 +51,8 @@ struct Plan {
     tree: Tree,
     spans: Vec<LogSpan>,
     change: LiveChange,
-    /// Log segments that a replay of this root visits.
-    log: HashSet<Handle>,
+    /// The oldest log segment that a replay of this root visits, if there is one.
+    oldest_log: Option<Handle>,
 }
 
 /// A root that is durable, and what it made superfluous.
@@ -67,10 +68,46 @@ impl Core {
     /// [`VolumeError`]; the volume goes on with its old root.
     pub(super) async fn checkpoint(self: &Arc<Self>) -> Result<(), VolumeError> {
         let mut checkpointer = self.checkpointer.lock().await;
+        if let Health::Stopped(error) = &self.queue().health {
+            return Err(stopped(error.clone()));
+        }
         self.checkpoint_locked(&mut checkpointer).await
     }
 
+    /// Finishes what is being written, refuses everything from now on, and writes a last root. When
+    /// it returns, nothing of this session reaches the store any more.
+    pub(super) async fn close(self: &Arc<Self>) -> Result<(), VolumeError> {
+        // When that fails, the last root leaves the failed chunk to the next session's replay.
+        let _repaired = self.repair().await;
+        let mut checkpointer = self.checkpointer.lock().await;
+        let (before, waiting) = {
+            let mut queue = self.queue();
+            let before = queue.health.clone();
+            queue.stop(ExportError::ShuttingDown);
+            (before, queue.drain_waiting())
+        };
+        waiting.iter().for_each(|done| done.part_done(Err(ExportError::ShuttingDown)));
+        self.wake.notify_one();
+        self.nothing_in_flight().await;
+        match before {
+            Health::Stopped(ExportError::ShuttingDown) => Ok(()),
+            Health::Stopped(error) => Err(stopped(error)),
+            Health::Good | Health::NeedsRepair(_) => self.checkpoint_locked(&mut checkpointer).await,
+        }
+    }
+
+    async fn nothing_in_flight(&self) {
+        loop {
+            let progress = self.progress.notified();
+            if self.queue().in_flight.is_empty() {
+                return;
+            }
+            progress.await;
+        }
+    }
+
     async fn checkpoint_locked(self: &Arc<Self>, checkpointer: &mut Checkpointer) -> Result<(), VolumeError> {
+        let mut unfinished = Unfinished { core: self, armed: true };
         // c1: freeze at a chunk boundary.
         let (frozen, span) = {
             let mut queue = self.queue();
@@ -82,6 +119,7 @@ impl Core {
         };
         let tree = self.map().tree.clone();
         let written = self.fold_and_write(checkpointer, &frozen, &tree, span).await;
+        unfinished.armed = false;
         match written {
             Ok((new, root)) => {
                 {
@@ -93,7 +131,6 @@ impl Core {
                 Ok(())
             }
             Err(error) => {
-                checkpointer.index.abandon(self);
                 let mut map = self.map_mut();
                 map.frozen = None;
                 let newer = std::mem::replace(&mut map.active, Arc::unwrap_or_clone(frozen));
@@ -111,13 +148,19 @@ impl Core {
         span: LogSpan,
     ) -> Result<(Tree, Durable), VolumeError> {
         // The frozen entries name records that must be durable before a root does.
-        self.flush_to(span.start_seq - 1).await.map_err(stopped)?;
+        self.sync_to(span.start_seq - 1).await.map_err(stopped)?;
         // c2, c3: new pages.
         let mut merger = Merger { core: self, index: &mut checkpointer.index, change: LiveChange::default() };
-        let new = merger.merge(tree, frozen).await?;
+        let merged = merger.merge(tree, frozen).await;
         let change = merger.change;
-        let log = self.log_from(span.handle);
-        let plan = Plan { tree: new.clone(), spans: vec![span], change, log };
+        let new = match merged {
+            Ok(new) => new,
+            Err(error) => {
+                checkpointer.index.take_back(self);
+                return Err(error);
+            }
+        };
+        let plan = Plan { tree: new.clone(), spans: vec![span], change, oldest_log: Some(span.handle) };
         let replayed = std::mem::take(&mut checkpointer.replayed);
         let durable = self.write_root(checkpointer, plan).await;
         if durable.is_err() {
@@ -133,8 +176,8 @@ impl Core {
     pub(super) async fn claim(self: &Arc<Self>, checkpointer: &mut Checkpointer) -> Result<(), VolumeError> {
         let tree = (*self.map().tree).clone();
         let spans = checkpointer.replayed.iter().copied().chain(self.open_span()).collect();
-        let log = self.tail().segments.iter().copied().collect();
-        let plan = Plan { tree, spans, change: LiveChange::default(), log };
+        let oldest_log = self.tail().segments.front().copied();
+        let plan = Plan { tree, spans, change: LiveChange::default(), oldest_log };
         let root = self.write_root(checkpointer, plan).await?;
         self.retire(root).await;
         Ok(())
@@ -155,16 +198,8 @@ impl Core {
             Health::Stopped(error) => return Err(error.clone()),
             Health::NeedsRepair(error) => error.clone(),
         };
-        loop {
-            let progress = self.progress.notified();
-            if self.queue().in_flight.is_empty() {
-                break;
-            }
-            progress.await;
-        }
-        if self.restart_log().is_err() {
-            return Err(cause);
-        }
+        self.nothing_in_flight().await;
+        self.restart_log();
         match self.checkpoint_locked(&mut checkpointer).await {
             Ok(()) => {
                 let mut queue = self.queue();
@@ -177,33 +212,17 @@ impl Core {
         }
     }
 
-    /// Gives up the segment that a chunk failed in.
-    fn restart_log(self: &Arc<Self>) -> Result<(), VolumeError> {
+    /// Gives up the segment that a chunk failed in: the announced one is next, and needs no slot that
+    /// might not be there.
+    fn restart_log(&self) {
         let mut tail = self.tail();
-        let untouched = tail.current.is_none() && tail.next.is_some();
-        if !untouched {
-            let generation = Generation(self.generation.load(Ordering::Relaxed) + 1);
-            let fresh = self.prepare_log_segment(generation)?.ok_or(VolumeError::NoSpace)?;
-            if let Some(old) = tail.current.take() {
-                self.segments.table_mut().close(old.handle);
-            }
-            if let Some(announced) = tail.next.take() {
-                tail.segments.retain(|handle| *handle != announced.handle);
-                self.segments.table_mut().abandon(announced.handle, announced.slot);
-            }
-            tail.segments.push_back(fresh.handle);
-            tail.next = Some(fresh);
+        if let Some(old) = tail.current.take() {
+            self.segments.table_mut().close(old.handle);
         }
         let mut queue = self.queue();
         tail.next_seq = queue.completed.start_seq;
         tail.chain = queue.completed.chain;
-        queue.completed = tail.span_of_next(self.header.active_epoch).expect("prepared above");
-        Ok(())
-    }
-
-    /// Log segments from `first` on.
-    fn log_from(&self, first: Handle) -> HashSet<Handle> {
-        self.tail().segments.iter().copied().skip_while(|handle| *handle != first).collect()
+        queue.completed = tail.span_of_next(self.header.active_epoch).expect("a claimed log announces");
     }
 
     fn forget_log_before(&self, first: Handle) {
@@ -221,7 +240,7 @@ impl Core {
     ) -> Result<Durable, VolumeError> {
         // A number is never tried twice: whether a failed try reached the store is unknown.
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let Plan { tree, spans, change, log } = plan;
+        let Plan { tree, spans, change, oldest_log } = plan;
         let reserved = self.segments.table_mut().reserve(RESERVE_TARGET);
         let mut root = Root {
             generation,
@@ -238,13 +257,29 @@ impl Core {
             sealed_messages: self.counters.sealed_messages.load(Ordering::Relaxed) + SEALED_MARGIN,
         };
         self.segments.table_mut().apply(&change);
-        let tried = self.write_root_inner(checkpointer, &mut root, &log).await;
+        let tried = match self.write_payload(checkpointer, &mut root, oldest_log).await {
+            Ok((payload, dead)) => {
+                // Written or not, a root that has got this far may be found after a crash: its pages stay.
+                checkpointer.index.keep();
+                self.write_ring(checkpointer, generation, payload).await.map(|mac| (mac, dead))
+            }
+            Err(error) => Err(error),
+        };
         let (mac, dead) = match tried {
             Ok(done) => done,
             Err(error) => {
-                let mut table = self.segments.table_mut();
-                table.apply(&change.inverse());
-                table.restore_added(root.added);
+                // The next number that belongs in the same ring block: a torn block there is
+                // written over by the next root, and at no time is more than one torn.
+                self.generation.fetch_add(u64::from(self.header.ring_slots) - 1, Ordering::Relaxed);
+                {
+                    let mut table = self.segments.table_mut();
+                    table.apply(&change.inverse());
+                    table.restore_added(root.added);
+                }
+                checkpointer.index.take_back(self);
+                if let VolumeError::Store(error @ StoreError::SyncFailed(_)) = &error {
+                    self.stop(store_to_export(error));
+                }
                 return Err(error);
             }
         };
@@ -269,12 +304,13 @@ impl Core {
         self.resume_stalled();
     }
 
-    async fn write_root_inner(
+    /// Writes all of a root but its ring block, durably. Returns where its payload lies and what it frees.
+    async fn write_payload(
         self: &Arc<Self>,
         checkpointer: &mut Checkpointer,
         root: &mut Root,
-        log: &HashSet<Handle>,
-    ) -> Result<([u8; 16], Vec<Handle>), VolumeError> {
+        oldest_log: Option<Handle>,
+    ) -> Result<(BlobPointer, Vec<Handle>), VolumeError> {
         let index = &mut checkpointer.index;
         // Places first: opening an index segment adds a row that the table must hold.
         let rows = self.segments.table().row_count() + ROWS_SLACK;
@@ -285,14 +321,18 @@ impl Core {
         }
         let listed = {
             let table = self.segments.table();
-            let dead = table.dead(|handle| log.contains(&handle)).len();
+            let dead = table.dead(|_| false).len();
             dead.min(PLACES_MAX) + (table.added_count() + ROWS_SLACK).min(PLACES_MAX)
         };
         let payload = index.place(self, root.sealed_len() + places.len() * 36 + listed * 24)?;
-        let mut pinned = log.clone();
-        pinned.extend(places.iter().map(|place| place.handle));
-        pinned.insert(payload.handle);
+        let blobs: HashSet<Handle> =
+            places.iter().map(|place| place.handle).chain([payload.handle]).collect();
         let (parts, dead) = {
+            // Writers go on: a log segment may have been opened and filled since the freeze. With
+            // the tail held none can be, between looking and listing.
+            let tail = self.tail();
+            let log = tail.segments.iter().skip_while(|handle| Some(**handle) != oldest_log);
+            let pinned: HashSet<Handle> = log.copied().chain(blobs).collect();
             let mut table = self.segments.table_mut();
             let mut dead = table.dead(|handle| pinned.contains(&handle));
             dead.truncate(PLACES_MAX);
@@ -305,6 +345,7 @@ impl Core {
         if stored.added.len() > PLACES_MAX {
             stored.added.clear();
         }
+        assert!(parts.len() <= places.len(), "the table does not outgrow its place");
         for (number, (part, place)) in (0u64..).zip(parts.into_iter().zip(places)) {
             let plaintext = part.encode();
             let len = plaintext.len() + crate::cipher::TAG_LEN;
@@ -317,20 +358,44 @@ impl Core {
         index.put(payload.handle, offset, &stored.seal(payload.range));
         index.write_out(self).await?;
         // c4: everything that the root names is durable before the ring names the root.
-        self.store.sync().await?;
-        // c5, c6.
+        self.sync_store().await?;
+        Ok((pointer, dead))
+    }
+
+    /// c5, c6: names the root in the ring, durably. Returns its authentication code.
+    async fn write_ring(
+        &self,
+        checkpointer: &Checkpointer,
+        generation: u64,
+        payload: BlobPointer,
+    ) -> Result<[u8; 16], VolumeError> {
         let block = RingBlock {
-            generation: root.generation,
+            generation,
             writer_epoch: self.writer_epoch,
             session_id: self.uids.session_id(),
             header_generation: checkpointer.header_generation,
-            payload: pointer,
+            payload,
         };
         let (bytes, mac) = block.encode(&self.keys);
-        let slot = root.generation % u64::from(self.header.ring_slots);
+        let slot = generation % u64::from(self.header.ring_slots);
         let at = self.header.ring_offset + slot * RING_BLOCK_LEN as u64;
         write_store(&*self.store, at, vec![Bytes::from(bytes)], Persist::Durable).await?;
-        Ok((mac, dead))
+        Ok(mac)
+    }
+}
+
+/// Stops the volume when a checkpoint is dropped half-way: the entries that it had frozen are in no
+/// root, and the next one would be written without them.
+struct Unfinished<'a> {
+    core: &'a Core,
+    armed: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.core.stop(ExportError::Io("a checkpoint was abandoned half-way".into()));
+        }
     }
 }
 

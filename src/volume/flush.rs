@@ -7,6 +7,7 @@ use super::error::store_to_export;
 use super::queue::Health;
 use super::write::Seq;
 use crate::export::{Durability, ExportError};
+use crate::store::StoreError;
 
 impl Core {
     /// Makes everything answered so far durable.
@@ -39,33 +40,56 @@ impl Core {
     /// A failed store flush stops the volume: what it lost is unknown, so nothing more may be
     /// promised, and trying again could succeed without the lost data (docs/FORMAT.md §15).
     pub(super) async fn flush_to(self: &Arc<Self>, seq: Seq) -> Result<(), ExportError> {
-        let _turn = self.flusher.lock().await;
-        let reached = {
-            let mut queue = self.queue();
+        {
+            let queue = self.queue();
             if queue.durable_seq >= seq {
                 return Ok(());
             }
             if let Health::Stopped(error) = &queue.health {
                 return Err(error.clone());
             }
+        }
+        self.sync_to(seq).await
+    }
+
+    /// [`flush_to`](Self::flush_to), also for the last root of a volume that takes no more changes.
+    pub(super) async fn sync_to(&self, seq: Seq) -> Result<(), ExportError> {
+        let _turn = self.flusher.lock().await;
+        let reached = {
+            let mut queue = self.queue();
+            if queue.durable_seq >= seq {
+                return Ok(());
+            }
+            match &queue.health {
+                Health::Stopped(ExportError::ShuttingDown) | Health::Good | Health::NeedsRepair(_) => {}
+                Health::Stopped(error) => return Err(error.clone()),
+            }
             queue.unflushed_bytes = 0;
             queue.completed_seq()
         };
-        let result = self.store.sync().await;
+        self.sync_store().await.map_err(|error| store_to_export(&error))?;
         let mut queue = self.queue();
-        match result {
-            Ok(()) => {
-                queue.durable_seq = queue.durable_seq.max(reached);
-                Ok(())
-            }
-            Err(error) => {
-                let error = store_to_export(&error);
-                queue.stop(error.clone());
-                let waiting = queue.drain_waiting();
-                drop(queue);
-                waiting.iter().for_each(|done| done.part_done(Err(error.clone())));
-                Err(error)
-            }
+        queue.durable_seq = queue.durable_seq.max(reached);
+        Ok(())
+    }
+
+    /// Flushes the store; a failure stops the volume.
+    pub(super) async fn sync_store(&self) -> Result<(), StoreError> {
+        let result = self.store.sync().await;
+        if let Err(error) = &result {
+            self.stop(store_to_export(error));
         }
+        result
+    }
+
+    /// Stops the log, and tells what waits.
+    pub(super) fn stop(&self, reason: ExportError) {
+        let waiting = {
+            let mut queue = self.queue();
+            queue.stop(reason.clone());
+            queue.drain_waiting()
+        };
+        self.wake.notify_one();
+        waiting.iter().for_each(|done| done.part_done(Err(reason.clone())));
     }
 }

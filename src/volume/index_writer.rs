@@ -20,12 +20,15 @@ const BUFFER_BYTES: usize = 1 << 20;
 #[derive(Default)]
 pub(super) struct IndexWriter {
     open: Vec<OpenIndex>,
+    /// Segments that no root names and none that was tried can name.
+    unnamed: Vec<(Handle, u64)>,
 }
 
 struct OpenIndex {
     key: OpenSegmentKey,
     uid: Uid,
     phys: u64,
+    slot: u64,
     handle: Handle,
     /// Bytes from `written` on, not on the store yet.
     buffer: Vec<u8>,
@@ -50,7 +53,9 @@ impl IndexWriter {
         let len = len.next_multiple_of(16) as u64;
         // Room for the padding that ends the segment, too.
         if self.open.last().is_none_or(|open| open.key.remaining() < len + core.align() as u64) {
-            self.open.push(core.open_index()?);
+            let open = core.open_index()?;
+            self.unnamed.push((open.handle, open.slot));
+            self.open.push(open);
         }
         let open = self.open.last_mut().expect("opened above");
         let range = open.key.reserve(len).expect("checked above");
@@ -105,10 +110,28 @@ impl IndexWriter {
         Ok(())
     }
 
-    /// Gives up everything open after a failure: what reached the store is unknown.
-    pub(super) fn abandon(&mut self, core: &Core) {
+    /// Tells that the ring is about to name what was written: a crash may find it from now on, so
+    /// that the slots stay taken until a later root frees them.
+    pub(super) fn keep(&mut self) {
+        self.unnamed.clear();
+    }
+
+    /// Gives up what is unfinished after a failure. Slots that nothing can name are free again, so that
+    /// trying again and again does not use them up; the segments that were written to before go no
+    /// further when what reached the store is unknown.
+    pub(super) fn take_back(&mut self, core: &Core) {
+        let mut table = core.segments.table_mut();
+        // With everything written and flushed before the ring was tried, filling may go on.
+        let whole = self.unnamed.is_empty() && self.open.iter().all(|open| open.buffer.is_empty());
+        if whole {
+            return;
+        }
+        for (handle, slot) in self.unnamed.drain(..) {
+            self.open.retain(|open| open.handle != handle);
+            table.withdraw(handle, slot);
+        }
         for open in self.open.drain(..) {
-            core.segments.table_mut().close(open.handle);
+            table.close(open.handle);
         }
     }
 }
@@ -137,14 +160,14 @@ impl Core {
         let id = uid.uid();
         let kind = SegmentKind::Index;
         let generation = Generation(self.generation.load(std::sync::atomic::Ordering::Relaxed));
-        let (handle, phys) = {
+        let (handle, slot, phys) = {
             let mut table = self.segments.table_mut();
             let slot = table.take_any().ok_or(VolumeError::NoSpace)?;
             let phys = self.header.slot_offset(slot);
             let handle = table.add_row(new_row(kind, id, phys, self.epoch16(), generation));
             // Grows as it is written; live bytes may be counted before that.
             table.set_bytes(handle, self.header.segment_bytes);
-            (handle, phys)
+            (handle, slot, phys)
         };
         let mut key =
             OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header.segment_bytes));
@@ -166,6 +189,6 @@ impl Core {
         let place = key.reserve(SEGMENT_HEADER_LEN as u64).expect("a segment is longer than its header");
         let buffer = header.seal(place);
         self.count_sealed(1);
-        Ok(OpenIndex { key, uid: id, phys, handle, buffer, written: 0 })
+        Ok(OpenIndex { key, uid: id, phys, slot, handle, buffer, written: 0 })
     }
 }

@@ -53,8 +53,10 @@ impl Core {
     /// # Cancel safety
     /// When dropped half-way the chunk counts as failed and the log is repaired before it goes on.
     pub(super) async fn commit(self: &Arc<Self>) {
+        let mut leader = Leader { core: self, armed: true };
         // Everything that was received together with the leader's request joins its chunk.
         tokio::task::yield_now().await;
+        leader.armed = false;
         let Some(composed) = self.compose() else { return };
         let mut guard = Uncommitted { core: self, seq: composed.seq, armed: true };
         let seq = composed.seq;
@@ -69,10 +71,14 @@ impl Core {
         match self.make_room(&mut tail) {
             Ok(true) => {}
             Ok(false) => {
-                let mut queue = self.queue();
-                queue.leader = false;
-                queue.stalled = true;
+                let moves = {
+                    let mut queue = self.queue();
+                    queue.leader = false;
+                    queue.stalled = true;
+                    queue.drain_moves()
+                };
                 self.wake.notify_one();
+                moves.iter().for_each(|done| done.part_done(Err(VolumeError::NoSpace.to_export())));
                 return None;
             }
             Err(error) => {
@@ -162,8 +168,7 @@ impl Core {
             return Ok(true);
         }
         // Giving space back must work when there is none: only data stays out of the last slots.
-        let brings_data = |part: &Part| part.op == Op::Write && !part.reclaims;
-        let brings_data = self.queue().waiting.front().is_some_and(brings_data);
+        let brings_data = self.queue().brings_data();
         if brings_data && !self.writers_have_room() {
             return Ok(false);
         }
@@ -253,6 +258,26 @@ impl Core {
     pub(super) fn spawn_commit(self: &Arc<Self>) {
         let core = self.clone();
         tokio::spawn(async move { core.commit().await });
+    }
+}
+
+/// Finds another leader when one is dropped before it composed.
+struct Leader<'a> {
+    core: &'a Arc<Core>,
+    armed: bool,
+}
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let runs = tokio::runtime::Handle::try_current().is_ok();
+        let mut queue = self.core.queue();
+        queue.leader = false;
+        if runs && queue.becomes_leader() {
+            self.core.spawn_commit();
+        }
     }
 }
 

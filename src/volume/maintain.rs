@@ -60,11 +60,12 @@ impl Core {
         }
         let due = self.checkpoint_is_due(unrooted)
             || since_checkpoint >= CHECKPOINT_EVERY && unrooted >= CHECKPOINT_BYTES_IDLE;
-        if due {
-            return self.checkpoint().await.is_ok();
+        let written = due && self.checkpoint().await.is_ok();
+        if self.space_is_low() && self.reclaim().await.is_ok_and(|moved| moved > 0) {
+            return self.checkpoint().await.is_ok() || written;
         }
-        if self.space_is_low() && self.reclaim().await.is_ok_and(|emptied| emptied > 0) {
-            return self.checkpoint().await.is_ok();
+        if written {
+            return true;
         }
         if unflushed >= FLUSH_BYTES || ticked && unflushed > 0 {
             let completed = self.queue().completed_seq();
@@ -82,8 +83,9 @@ impl Core {
     fn checkpoint_is_due(&self, unrooted_bytes: u64) -> bool {
         let low = {
             let table = self.segments.table();
-            // With nothing left to reserve a root would not help; stalling writers decide then.
-            table.available_slots() < SLOTS_LOW && table.free_slots() > 0
+            // A root reserves half of what is in no use; before that has halved again it would not help.
+            let unused = table.available_slots() + usize::try_from(table.free_slots()).unwrap_or(usize::MAX);
+            table.available_slots() < SLOTS_LOW.min(unused.div_ceil(4)) && table.free_slots() > 0
         };
         unrooted_bytes >= CHECKPOINT_BYTES || low || self.map().active.len() >= DELTA_RUNS
     }
@@ -92,7 +94,8 @@ impl Core {
     /// usable; then the emptiest segments are emptied. When none of that yields anything any more, the
     /// waiting writes fail for want of space.
     async fn make_space(self: &Arc<Self>) {
-        let failure = loop {
+        // Every round that helps empties a segment; there are no more of them than slots.
+        for _ in 0..self.header.slots {
             for _ in 0..2 {
                 if let Err(error) = self.checkpoint().await {
                     return self.fail_waiting(&error);
@@ -102,12 +105,12 @@ impl Core {
                 }
             }
             match self.reclaim().await {
-                Ok(0) => break VolumeError::NoSpace,
+                Ok(0) => break,
                 Ok(_) => {}
-                Err(error) => break error,
+                Err(error) => return self.fail_waiting(&error),
             }
-        };
-        self.fail_waiting(&failure);
+        }
+        self.fail_data();
     }
 
     fn fail_waiting(&self, error: &VolumeError) {
@@ -115,11 +118,31 @@ impl Core {
         waiting.iter().for_each(|done| done.part_done(Err(error.to_export())));
     }
 
-    /// Lets waiting writers go on if a root brought what they wait for.
+    /// There is no room: what brings data fails, what gives space back goes on.
+    fn fail_data(self: &Arc<Self>) {
+        let (data, leader) = {
+            let mut queue = self.queue();
+            let mut data = queue.drain_data();
+            if self.segments.table().available_slots() == 0 {
+                data.append(&mut queue.drain_waiting());
+            }
+            queue.stalled = false;
+            (data, queue.becomes_leader())
+        };
+        if leader {
+            self.spawn_commit();
+        }
+        data.iter().for_each(|done| done.part_done(Err(VolumeError::NoSpace.to_export())));
+    }
+
+    /// Lets waiting changes go on if a root brought what they wait for.
     pub(super) fn resume_stalled(self: &Arc<Self>) {
-        let room = self.writers_have_room() && self.map().active.len() < DELTA_RUNS_MAX;
+        let data_fits = self.writers_have_room();
+        let fits = self.segments.table().available_slots() > 0;
+        let room = self.map().active.len() < DELTA_RUNS_MAX;
         let mut queue = self.queue();
-        if queue.stalled && room {
+        let goes_on = if queue.brings_data() { data_fits } else { fits };
+        if queue.stalled && room && goes_on {
             queue.stalled = false;
             if queue.becomes_leader() {
                 self.spawn_commit();

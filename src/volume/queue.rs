@@ -195,9 +195,30 @@ impl Queue {
         self.waiting.drain(..).map(|part| part.done).collect()
     }
 
-    /// Stops the log for good; the first reason stays.
+    /// Takes the moves that wait: whoever makes them is who gets space, so they must not wait for it.
+    pub(super) fn drain_moves(&mut self) -> Vec<Arc<Completion>> {
+        self.drain_where(|part| part.reclaims)
+    }
+
+    /// Takes what waits with data, to be told that there is no room. What gives space back stays.
+    pub(super) fn drain_data(&mut self) -> Vec<Arc<Completion>> {
+        self.drain_where(|part| part.op == Op::Write)
+    }
+
+    fn drain_where(&mut self, taken: impl Fn(&Part) -> bool) -> Vec<Arc<Completion>> {
+        let (taken, left) = self.waiting.drain(..).partition::<VecDeque<_>, _>(taken);
+        self.waiting = left;
+        taken.into_iter().map(|part| part.done).collect()
+    }
+
+    /// Whether what is next in line needs room that is kept for giving space back.
+    pub(super) fn brings_data(&self) -> bool {
+        self.waiting.front().is_some_and(|part| part.op == Op::Write && !part.reclaims)
+    }
+
+    /// Stops the log for good; the first reason stays, unless it is that the volume was closed.
     pub(super) fn stop(&mut self, reason: ExportError) {
-        if !matches!(self.health, Health::Stopped(_)) {
+        if !matches!(&self.health, Health::Stopped(error) if *error != ExportError::ShuttingDown) {
             self.health = Health::Stopped(reason);
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! A move is a read-merge-write that changes nothing: nobody else may change the sectors while
 //! it is put into the log, so a newer write can never be undone by it. Replay needs no rule of its own.
+//! Moves are collected into full chunks, so that what was written in small pieces takes less room.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,17 +17,30 @@ use super::log::effects;
 use super::queue::{Completion, Health, Merge, Part};
 use super::write::MergeGuard;
 use super::{Core, VolumeError};
-use crate::format::chunk::{ChunkHeader, ChunkPrefix, Op, PREFIX_LEN};
+use crate::cipher::SegmentKey;
+use crate::export::ExportError;
+use crate::format::FormatError;
+use crate::format::chunk::{ChunkHeader, ChunkPrefix, Op, PREFIX_LEN, RECORDS_MAX};
 use crate::format::page::Handle;
 use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentKind};
 use crate::format::table::{Row, SegmentState};
-use crate::geometry::{Lba, SectorRange};
+use crate::geometry::{Lba, SECTOR_LEN, SectorRange};
 use crate::payload::RECORD_LEN;
 
 /// Segments emptied before a root frees them: few, so that little of the last slots is used meanwhile.
 const VICTIMS: usize = 4;
 /// A segment that is fuller than this is not worth moving, in parts of its size.
 const WORTH_BELOW: (u64, u64) = (15, 16);
+/// Sectors moved at once: a full chunk. Smaller ones would need as much room as they give back, since
+/// what a client wrote sector by sector fills a segment only to the half.
+const MOVED_AT_ONCE: u64 = RECORDS_MAX as u64;
+
+/// Live sectors on their way out of a segment, opened.
+#[derive(Default)]
+struct Batch {
+    moves: Vec<(Run, BytesMut)>,
+    sectors: u64,
+}
 
 impl Core {
     /// Whether less than a fifth of the slots is in no use (docs/FORMAT.md §11).
@@ -36,21 +50,30 @@ impl Core {
         unused < self.header.slots / 5
     }
 
-    /// Empties the emptiest segments. Returns how many; the next root frees them.
+    /// Moves what is live in the emptiest segments. Returns the number of sectors moved; 0 when
+    /// nothing is worth it or there is no room to move it to. The next root frees what is empty then.
     ///
     /// # Errors
     /// When the log does not take what is moved. A segment that cannot be read is left alone.
-    pub(super) async fn reclaim(self: &Arc<Self>) -> Result<usize, VolumeError> {
-        let mut emptied = 0;
+    pub(super) async fn reclaim(self: &Arc<Self>) -> Result<u64, VolumeError> {
+        let mut batch = Batch::default();
+        let mut moved = 0;
+        let outcome = self.empty_segments(&mut batch, &mut moved).await;
+        match outcome {
+            Ok(()) | Err(VolumeError::NoSpace) => Ok(moved),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn empty_segments(self: &Arc<Self>, batch: &mut Batch, moved: &mut u64) -> Result<(), VolumeError> {
         for (handle, row) in self.victims() {
-            match self.empty_segment(handle, &row).await {
-                Ok(()) => emptied += 1,
+            match self.empty_segment(handle, &row, batch, moved).await {
                 // Damage does not get better by moving it; its sectors say so when they are read.
-                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {}
+                Ok(()) | Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(emptied)
+        self.relocate(batch, moved).await
     }
 
     fn victims(&self) -> Vec<(Handle, Row)> {
@@ -73,7 +96,13 @@ impl Core {
         found
     }
 
-    async fn empty_segment(self: &Arc<Self>, handle: Handle, row: &Row) -> Result<(), VolumeError> {
+    async fn empty_segment(
+        self: &Arc<Self>,
+        handle: Handle,
+        row: &Row,
+        batch: &mut Batch,
+        moved: &mut u64,
+    ) -> Result<(), VolumeError> {
         let len = usize::try_from(row.bytes).expect("segments are at most 64 MiB");
         let bytes = read_store(&*self.store, row.phys, len).await?;
         let key = self.segments.key(row.kind, row.uid);
@@ -85,9 +114,16 @@ impl Core {
                 .map_err(|source| VolumeError::damaged("chunk", row.phys + offset as u64, source))?;
             let layout = prefix.layout(self.align());
             for run in effects(&header.entries, &layout, handle, offset as u64) {
-                let data = header.entries.iter().any(|e| e.sectors == run.sectors && e.op == Op::Write);
-                if data && run.loc.handle().is_some() {
-                    self.relocate(run, &bytes).await?;
+                if run.loc.handle().is_none() {
+                    continue;
+                }
+                for live in self.still_there(run).await? {
+                    let records = open_records(&key, row.phys, live, &bytes)?;
+                    batch.sectors += live.sectors.count;
+                    batch.moves.push((live, records));
+                }
+                if batch.sectors >= MOVED_AT_ONCE {
+                    self.relocate(batch, moved).await?;
                 }
             }
             offset += prefix.chunk_bytes as usize;
@@ -95,32 +131,31 @@ impl Core {
         Ok(())
     }
 
-    /// Moves those sectors of `run` that still lie there. `segment` is the segment's content.
-    async fn relocate(self: &Arc<Self>, run: Run, segment: &[u8]) -> Result<(), VolumeError> {
-        let Some(guard) = self.hold(run.sectors) else { return Ok(()) };
-        let mut receivers = Vec::new();
-        let mut parts = Vec::new();
-        let key = self.segments.place(run.loc)?.key;
-        for still in self.still_there(run).await? {
-            let mut records =
-                BytesMut::zeroed(usize::try_from(still.sectors.count).expect("a chunk") * RECORD_LEN);
-            for (i, record) in (0u64..).zip(records.chunks_exact_mut(RECORD_LEN)) {
-                let at = still.loc.step(i).offset();
-                let lba = Lba(still.sectors.start.0 + i);
-                let index = usize::try_from(at).expect("segments are at most 64 MiB");
-                let sealed = segment.get(index..index + RECORD_LEN).ok_or_else(|| {
-                    VolumeError::Inconsistent("a record lies behind what was written of its segment".into())
-                })?;
-                key.open_record(at, lba, sealed, &mut record[..crate::geometry::SECTOR_LEN]).map_err(
-                    |_| {
-                        let source = crate::format::FormatError::Authentication("sector");
-                        VolumeError::damaged("sector", at, source)
-                    },
-                )?;
+    /// Puts those sectors of a batch into the log that still lie where they were read.
+    async fn relocate(self: &Arc<Self>, batch: &mut Batch, moved: &mut u64) -> Result<(), VolumeError> {
+        let Batch { moves, .. } = std::mem::take(batch);
+        let mut guards = Vec::with_capacity(moves.len());
+        let mut receivers = Vec::with_capacity(moves.len());
+        let mut parts = Vec::with_capacity(moves.len());
+        let mut sectors = 0;
+        for (run, mut records) in moves {
+            let Some(guard) = self.hold(run.sectors) else { continue };
+            guards.push(guard);
+            // Looked up again now that nobody can change it.
+            let mut at = run.sectors.start;
+            for still in self.still_there(run).await? {
+                let count = |sectors: u64| usize::try_from(sectors).expect("a chunk") * RECORD_LEN;
+                let _gone = records.split_to(count(still.sectors.start.0 - at.0));
+                let records = records.split_to(count(still.sectors.count));
+                at = still.sectors.end();
+                sectors += still.sectors.count;
+                let (done, receiver) = Completion::new();
+                parts.push(Part { sectors: still.sectors, op: Op::Write, records, done, reclaims: true });
+                receivers.push(receiver);
             }
-            let (done, receiver) = Completion::new();
-            parts.push(Part { sectors: still.sectors, op: Op::Write, records, done, reclaims: true });
-            receivers.push(receiver);
+        }
+        if parts.is_empty() {
+            return Ok(());
         }
         let leader = {
             let mut queue = self.queue();
@@ -132,17 +167,19 @@ impl Core {
             queue.stalled = false;
             queue.becomes_leader()
         };
-        drop(guard);
+        drop(guards);
         if leader {
             self.commit().await;
         }
         for receiver in receivers {
             match receiver.await {
                 Ok(Ok(_)) => {}
+                Ok(Err(ExportError::NoSpace(_))) => return Err(VolumeError::NoSpace),
                 Ok(Err(error)) => return Err(VolumeError::Stopped(error.to_string())),
                 Err(_) => return Err(VolumeError::Stopped("the log lost a move".into())),
             }
         }
+        *moved += sectors;
         Ok(())
     }
 
@@ -184,4 +221,20 @@ impl Core {
         }
         Ok(found)
     }
+}
+
+/// Opens the records of `run`, which lie in `segment`.
+fn open_records(key: &SegmentKey, phys: u64, run: Run, segment: &[u8]) -> Result<BytesMut, VolumeError> {
+    let mut records = BytesMut::zeroed(usize::try_from(run.sectors.count).expect("a chunk") * RECORD_LEN);
+    for (i, record) in (0u64..).zip(records.chunks_exact_mut(RECORD_LEN)) {
+        let at = run.loc.step(i).offset();
+        let lba = Lba(run.sectors.start.0 + i);
+        let index = usize::try_from(at).expect("segments are at most 64 MiB");
+        let sealed = segment.get(index..index + RECORD_LEN).ok_or_else(|| {
+            VolumeError::Inconsistent("a record lies behind what was written of its segment".into())
+        })?;
+        key.open_record(at, lba, sealed, &mut record[..SECTOR_LEN])
+            .map_err(|_| VolumeError::damaged("sector", phys + at, FormatError::Authentication("sector")))?;
+    }
+    Ok(records)
 }

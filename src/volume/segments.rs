@@ -171,11 +171,6 @@ impl Segments {
         self.find_free().or_else(|| self.take_available()).or_else(|| self.reserving.pop_back())
     }
 
-    /// Puts a slot back that was taken and never written.
-    pub(super) fn put_back(&mut self, slot: u64) {
-        self.available.push_front(slot);
-    }
-
     fn find_free(&mut self) -> Option<u64> {
         if self.free_count == 0 {
             return None;
@@ -206,13 +201,14 @@ impl Segments {
         Ok(self.add_row(row))
     }
 
-    /// Removes a row whose segment was never written, and gives its slot back.
-    pub(super) fn abandon(&mut self, handle: Handle, slot: u64) {
+    /// Removes the row of a segment that nothing durable names, and frees its slot.
+    pub(super) fn withdraw(&mut self, handle: Handle, slot: u64) {
         if let Some(row) = self.rows[handle as usize].take() {
             self.added.retain(|place| place.uid != row.uid);
         }
         self.free_handles.push(handle);
-        self.put_back(slot);
+        self.slot_taken[usize::try_from(slot).expect("slots are below 2^32")] = false;
+        self.free_count += 1;
     }
 
     pub(super) fn set_bytes(&mut self, handle: Handle, bytes: u32) {

@@ -13,7 +13,6 @@ use crate::geometry::Generation;
 /// A segment that was given a uid, a slot and a row, and into which nothing was written yet.
 pub(super) struct Prepared {
     pub(super) uid: FreshUid,
-    pub(super) slot: u64,
     pub(super) phys: u64,
     pub(super) handle: Handle,
 }
@@ -81,7 +80,7 @@ impl Core {
         let phys = self.header.slot_offset(slot);
         let epoch = self.epoch16();
         let handle = table.add_row(new_row(SegmentKind::Log, uid.uid(), phys, epoch, generation));
-        Ok(Some(Prepared { uid, slot, phys, handle }))
+        Ok(Some(Prepared { uid, phys, handle }))
     }
 
     /// Ends the current segment and opens the announced one, announcing another.

@@ -1,0 +1,504 @@
+//! Power cuts and deaths of the process at every point: what is left is always a volume, always a
+//! prefix of its history that holds every durable answer (docs/FORMAT.md §15, §16).
+//!
+//! A run is cut at the nth change of the store; that change and all that was not flushed is then
+//! lost, kept or torn as dice decide, whose seed a failure prints.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "common/volume_history.rs"]
+mod history;
+#[path = "common/volumes.rs"]
+mod volumes;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use history::{Dice, Model, Step, Survived};
+use proptest::prelude::*;
+use sealbd::export::{Durability, Export};
+use sealbd::geometry::ByteRange;
+use sealbd::payload::Payload;
+use sealbd::store::memory::MemoryStore;
+use sealbd::volume::create::Geometry;
+use sealbd::volume::unlock::{read_header, write_header};
+use sealbd::volume::{OpenMode, Volume, VolumeError};
+use volumes::Disk;
+
+const SIZE: u64 = 1 << 20;
+const SECTOR: u64 = history::SECTOR;
+
+/// Runs a future on this thread alone, so that the same steps give the same changes of the store.
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// What a power cut leaves of the changes since the last sync.
+#[derive(Clone, Copy, Debug)]
+enum Left {
+    Nothing,
+    Everything,
+    /// Each change is kept or lost whole.
+    Some(u64),
+    /// Each change is kept, lost, or torn at 512 bytes.
+    Torn(u64),
+}
+
+impl Left {
+    fn of(self, store: &MemoryStore) -> Arc<MemoryStore> {
+        Arc::new(match self {
+            Self::Nothing => store.crash(&mut |_| 0),
+            Self::Everything => store.crash(&mut |_| 1),
+            Self::Some(seed) => {
+                let mut dice = Dice::new(seed);
+                store.crash(&mut |_| dice.below(2))
+            }
+            Self::Torn(seed) => {
+                let mut dice = Dice::new(seed);
+                store.crash(&mut |bound| dice.below(bound))
+            }
+        })
+    }
+
+    /// The plain cases, and `count` random ones of each kind.
+    fn cases(seed: u64, count: u64) -> Vec<Self> {
+        let mut cases = vec![Self::Nothing, Self::Everything];
+        for i in 0..count {
+            cases.push(Self::Torn(history::splitmix(seed ^ i)));
+            cases.push(Self::Some(history::splitmix(seed ^ i ^ 0xffff)));
+        }
+        cases
+    }
+}
+
+/// Runs `steps` on `store` until one fails; sessions end and begin as the steps say.
+async fn play(store: &Arc<MemoryStore>, steps: &[Step], model: &mut Model) -> Result<(), String> {
+    let open = || volumes::open(store.clone(), OpenMode::ReadWrite);
+    let mut volume = open().await.map_err(|error| error.to_string())?;
+    for step in steps {
+        model.ask(step);
+        if !matches!(step, Step::Reopen) {
+            history::apply(&volume, SIZE, step).await.map_err(|error| error.to_string())?;
+        }
+        if matches!(step, Step::Close | Step::Reopen) {
+            // The old session is idle: every step was awaited.
+            drop(volume);
+            volume = open().await.map_err(|error| error.to_string())?;
+        }
+        model.answered(step);
+    }
+    Ok(())
+}
+
+/// Opens what is left and returns how much of the history is there.
+async fn judge(store: &Arc<MemoryStore>, model: &Model, survived: Survived, when: &str) -> (Volume, usize) {
+    let volume = volumes::open(store.clone(), OpenMode::ReadWrite)
+        .await
+        .unwrap_or_else(|error| panic!("{when}: does not open: {error}"));
+    let found = volumes::read_all(&volume).await;
+    let prefix = model.prefix_found(&found, survived).unwrap_or_else(|why| panic!("{when}: {why}"));
+    let report = volume.check(true, |_| {}).await.unwrap();
+    assert!(report.is_clean(), "{when}: {report:?}");
+    (volume, prefix)
+}
+
+/// Opens what is left with the power failing again at every change of the opening.
+async fn cut_the_recovery(left: &Arc<MemoryStore>, model: &Model, survived: Survived, seed: u64, when: &str) {
+    for nth in 0.. {
+        let again = Arc::new(left.snapshot());
+        again.freeze_at(nth);
+        let opened = volumes::open(again.clone(), OpenMode::ReadWrite).await;
+        let frozen = again.is_frozen();
+        assert!(frozen || opened.is_ok(), "{when}: opening fails without a cause");
+        drop(opened);
+        for how in Left::cases(seed ^ nth, 1) {
+            let when = format!("{when}, recovery cut at {nth}, left {how:?}");
+            judge(&how.of(&again), model, survived, &when).await;
+        }
+        if !frozen {
+            return;
+        }
+    }
+}
+
+/// Everything that must hold of a store on which `steps` were played until it froze.
+async fn verify(store: &Arc<MemoryStore>, model: Model, seed: u64, cases: u64, when: &str) {
+    let dead = Arc::new(store.snapshot());
+    judge(&dead, &model, Survived::ProcessDeath, &format!("{when}, process died")).await;
+    let mut model = model;
+    let cases = Left::cases(seed, cases);
+    for (index, how) in cases.iter().enumerate() {
+        let when = format!("{when}, left {how:?}");
+        let left = how.of(store);
+        if index == 2 {
+            cut_the_recovery(&left, &model, Survived::PowerCut, seed, &when).await;
+        }
+        let (volume, prefix) = judge(&left, &model, Survived::PowerCut, &when).await;
+        if index + 1 < cases.len() {
+            continue;
+        }
+        // Life goes on, and ends again.
+        model.settle(prefix);
+        let steps = [
+            Step::Write { offset: 4096, len: 9000, fill: 1, durable: true },
+            Step::Write { offset: 0, len: 512, fill: 2, durable: false },
+            Step::Checkpoint,
+            Step::Trim { offset: 0, len: 65536, durable: false },
+            Step::Flush,
+            Step::Write { offset: 8192, len: 4096, fill: 3, durable: false },
+        ];
+        for step in &steps {
+            model.ask(step);
+            history::apply(&volume, SIZE, step).await.unwrap_or_else(|e| panic!("{when}: {step:?}: {e}"));
+            model.answered(step);
+        }
+        for how in Left::cases(seed, 1) {
+            let when = format!("{when}, went on, left {how:?}");
+            judge(&how.of(&left), &model, Survived::PowerCut, &when).await;
+        }
+    }
+}
+
+/// A freshly made volume, to start every run from.
+fn fresh() -> Arc<MemoryStore> {
+    run(Disk::new(SIZE)).store
+}
+
+fn cut_everywhere(steps: &[Step], cases: u64, stride: u64) {
+    let base = fresh();
+    for nth in (0..).step_by(usize::try_from(stride).unwrap()) {
+        let store = Arc::new(base.snapshot());
+        store.freeze_at(nth);
+        let mut model = Model::new(SIZE);
+        let frozen = run(async {
+            let ended = play(&store, steps, &mut model).await;
+            assert!(ended.is_ok() || store.is_frozen(), "change {nth}: {ended:?}");
+            verify(&store, model, nth, cases, &format!("cut at change {nth}")).await;
+            store.is_frozen()
+        });
+        if !frozen {
+            return;
+        }
+    }
+}
+
+fn write(offset: u64, len: u64, fill: u64) -> Step {
+    Step::Write { offset, len, fill, durable: false }
+}
+
+#[test]
+fn a_power_cut_at_any_change_leaves_a_prefix_that_holds_every_durable_answer() {
+    let steps = [
+        write(0, 4096, 10),
+        write(4000, 200, 11),
+        Step::Flush,
+        write(100 * SECTOR, 30 * SECTOR, 12),
+        Step::Write { offset: 512, len: 1024, fill: 13, durable: true },
+        Step::Zero { offset: 300, len: 20_000, no_hole: true, durable: false },
+        Step::Checkpoint,
+        write(5 * SECTOR, 4096, 14),
+        Step::Trim { offset: 0, len: SIZE, durable: false },
+        write(7 * SECTOR + 5, 9000, 15),
+        Step::Flush,
+        Step::Reopen,
+        write(7 * SECTOR + 4096, 512, 16),
+        Step::Checkpoint,
+        Step::Close,
+        write(0, 512, 17),
+        Step::Write { offset: 8 * SECTOR, len: 8192, fill: 18, durable: true },
+        write(0, 512, 19),
+    ];
+    cut_everywhere(&steps, 2, 1);
+}
+
+#[test]
+fn a_power_cut_while_segments_change_leaves_a_prefix() {
+    // Every write fills a good part of a segment of 2 MiB.
+    let big = |fill| write(0, SIZE, fill);
+    let steps = [
+        big(1),
+        big(2),
+        Step::Flush,
+        big(3),
+        write(4096, 512, 4),
+        big(5),
+        Step::Checkpoint,
+        big(6),
+        Step::Reopen,
+        big(7),
+        Step::Flush,
+        big(8),
+        Step::Checkpoint,
+        Step::Checkpoint,
+        big(9),
+        big(10),
+    ];
+    cut_everywhere(&steps, 1, 2);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn a_power_cut_in_any_history_leaves_a_prefix(
+        steps in proptest::collection::vec(history::step(SIZE), 1..25), seed: u64,
+    ) {
+        let base = fresh();
+        let changes = run(async {
+            let store = Arc::new(base.snapshot());
+            play(&store, &steps, &mut Model::new(SIZE)).await.unwrap();
+            store.change_count()
+        });
+        for i in 0..3 {
+            let nth = history::splitmix(seed ^ i) % (changes + 1);
+            let store = Arc::new(base.snapshot());
+            store.freeze_at(nth);
+            let mut model = Model::new(SIZE);
+            run(async {
+                let ended = play(&store, &steps, &mut model).await;
+                assert!(ended.is_ok() || store.is_frozen(), "{ended:?}");
+                verify(&store, model, seed, 1, &format!("cut at change {nth} of {changes}")).await;
+            });
+        }
+    }
+}
+
+#[test]
+fn making_a_volume_leaves_none_or_a_whole_one_wherever_it_is_cut() {
+    let geometry = Geometry::for_export(SIZE).unwrap();
+    // What was there before: another volume.
+    let old = fresh();
+    for nth in 0.. {
+        let store = Arc::new(old.snapshot());
+        store.freeze_at(nth);
+        let made = run(volumes::format(store.clone(), geometry));
+        assert_eq!(made.is_err(), store.is_frozen(), "cut at {nth}");
+        for how in Left::cases(nth, 6) {
+            let when = format!("cut at {nth}, left {how:?}");
+            run(async {
+                let left = how.of(&store);
+                match volumes::open(left.clone(), OpenMode::ReadWrite).await {
+                    Ok(volume) => {
+                        assert!(volumes::read_all(&volume).await.iter().all(|byte| *byte == 0), "{when}");
+                        volumes::check(&volume).await;
+                    }
+                    Err(error) => {
+                        assert!(made.is_err(), "{when}: {error}");
+                        // Neither old nor new, and said so before any key is asked for, or by the ring.
+                        let named = matches!(
+                            error,
+                            VolumeError::NotAVolume | VolumeError::Damaged { .. } | VolumeError::NoRoot(_)
+                        );
+                        assert!(named, "{when}: {error}");
+                    }
+                }
+                // It can always be made again.
+                volumes::format(left.clone(), geometry).await.unwrap();
+                let volume = volumes::open(left, OpenMode::ReadWrite).await.unwrap();
+                volumes::check(&volume).await;
+            });
+        }
+        if !store.is_frozen() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_header_update_leaves_the_old_or_the_new_generation_wherever_it_is_cut() {
+    let base = fresh();
+    for updates in 1..=3u64 {
+        for nth in 0..=updates * 4 {
+            let store = Arc::new(base.snapshot());
+            let mut done = 0;
+            run(async {
+                store.freeze_at(nth);
+                let mut unlocked = volumes::unlock(&*store).await.unwrap();
+                for _ in 0..updates {
+                    match write_header(&*store, &mut unlocked.header, &unlocked.keys).await {
+                        Ok(()) => done += 1,
+                        Err(_) => return,
+                    }
+                }
+            });
+            for how in Left::cases(nth, 6) {
+                let when = format!("cut at {nth} of {updates} updates, left {how:?}");
+                run(async {
+                    let left = how.of(&store);
+                    let copies = read_header(&*left).await.unwrap_or_else(|e| panic!("{when}: {e}"));
+                    let generation = copies.claimed().generation;
+                    assert!((1 + done..=2 + done).contains(&generation), "{when}: found {generation}");
+                    let volume = volumes::open(left.clone(), OpenMode::ReadWrite).await;
+                    drop(volume.unwrap_or_else(|error| panic!("{when}: {error}")));
+                    // And it can be updated again.
+                    let mut unlocked = volumes::unlock(&*left).await.unwrap();
+                    write_header(&*left, &mut unlocked.header, &unlocked.keys).await.unwrap();
+                    let again = volumes::unlock(&*left).await.unwrap();
+                    assert_eq!(again.header.generation, generation + 1, "{when}");
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_store_that_was_cut_refuses_everything_and_nothing_hangs() {
+    let base = fresh();
+    for nth in 0..12 {
+        let store = Arc::new(base.snapshot());
+        run(async {
+            let volume = volumes::open(store.clone(), OpenMode::ReadWrite).await.unwrap();
+            store.freeze_at(nth);
+            let mut tasks = Vec::new();
+            for writer in 0..8u64 {
+                let volume = volume.clone();
+                tasks.push(tokio::spawn(async move {
+                    for i in 0..6u64 {
+                        let offset = (writer * 5 + i) * 4096 + (i % 2) * 512;
+                        let _ = history::apply(&volume, SIZE, &write(offset, 4096, i)).await;
+                        let _ = volume.flush().await;
+                    }
+                }));
+            }
+            for task in tasks {
+                let ended = tokio::time::timeout(std::time::Duration::from_secs(20), task).await;
+                ended.expect("nothing waits for a dead store for ever").unwrap();
+            }
+        });
+    }
+}
+
+/// One write of a concurrent history; times are ticks of a common clock.
+struct Written {
+    id: u64,
+    /// Blocks of 512 bytes.
+    first: u64,
+    count: u64,
+    issued: u64,
+    acked: Option<u64>,
+    durable: bool,
+}
+
+impl Written {
+    /// Whether this write was answered before the other was asked for, and so comes first in the log.
+    fn before(&self, issued: u64) -> bool {
+        self.acked.is_some_and(|acked| acked < issued)
+    }
+}
+
+/// What writers on several tasks did.
+#[derive(Default)]
+struct Record {
+    writes: Vec<Written>,
+    /// When the newest good flush was asked for.
+    flushed: u64,
+}
+
+const BLOCKS: u64 = 128;
+
+fn block(id: u64) -> Vec<u8> {
+    history::pattern(id, 512)
+}
+
+async fn write_at_random(volume: Volume, writer: u64, seed: u64, clock: Arc<AtomicU64>) -> Record {
+    let tick = || clock.fetch_add(1, Ordering::SeqCst);
+    let mut dice = Dice::new(seed ^ (writer << 8));
+    let mut record = Record::default();
+    for round in 0..40 {
+        let issued = tick();
+        if dice.below(8) == 0 {
+            if volume.flush().await.is_err() {
+                break;
+            }
+            record.flushed = issued;
+            continue;
+        }
+        let unit = 1 + 7 * dice.below(2);
+        let first = dice.below(BLOCKS / unit) * unit;
+        let count = ((1 + dice.below(3)) * unit).min(BLOCKS - first);
+        let durable = dice.below(8) == 0;
+        let id = (writer << 32) | round | (1 << 63);
+        let data: Vec<u8> = (0..count).flat_map(|_| block(id)).collect();
+        let range = ByteRange::within(first * 512, count * 512, SIZE).unwrap();
+        let durability = if durable { Durability::Durable } else { Durability::Accepted };
+        let answer = volume.write(Payload::copy_of(range, &data), durability).await;
+        let acked = answer.is_ok().then(tick);
+        record.writes.push(Written { id, first, count, issued, acked, durable });
+        if answer.is_err() {
+            break;
+        }
+        if durable {
+            record.flushed = issued;
+        }
+    }
+    record
+}
+
+/// Checks that what is found is what the log may have held at some point not before the last durable
+/// answer: nothing is lost that comes before something kept.
+fn judge_concurrent(found: &[u8], records: &[Record], survived: Survived) -> Result<(), String> {
+    let writes: Vec<&Written> = records.iter().flat_map(|record| &record.writes).collect();
+    let flushed = records.iter().map(|record| record.flushed).max().unwrap_or(0);
+    let ids: HashMap<Vec<u8>, &Written> = writes.iter().map(|write| (block(write.id), *write)).collect();
+    let mut kept: Vec<&Written> = Vec::new();
+    let mut lost: Vec<&Written> = Vec::new();
+    for (number, bytes) in (0..BLOCKS).zip(found.chunks(512)) {
+        let here = ids.get(bytes).copied();
+        let nothing = bytes.iter().all(|byte| *byte == 0);
+        if !nothing && !here.is_some_and(|write| (write.first..write.first + write.count).contains(&number)) {
+            return Err(format!("block {number} holds what was never written there"));
+        }
+        kept.extend(here);
+        let covers = |write: &&Written| (write.first..write.first + write.count).contains(&number);
+        let newer = |write: &&Written| here.is_none_or(|here| here.before(write.issued));
+        lost.extend(writes.iter().copied().filter(covers).filter(newer));
+    }
+    let newest_kept = kept.iter().map(|write| write.issued).max().unwrap_or(0);
+    for write in lost {
+        let must_stay = write.before(flushed)
+            || write.durable && write.acked.is_some()
+            || survived == Survived::ProcessDeath && write.acked.is_some();
+        if must_stay {
+            return Err(format!("write {:x} was durable and is lost", write.id));
+        }
+        if write.before(newest_kept) {
+            return Err(format!("write {:x} is lost and a later one is not", write.id));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn concurrent_writers_leave_a_prefix_wherever_the_power_is_cut() {
+    let base = fresh();
+    for seed in 0..60 {
+        let store = Arc::new(base.snapshot());
+        volumes::run(async {
+            let volume = volumes::open(store.clone(), OpenMode::ReadWrite).await.unwrap();
+            let mut dice = Dice::new(seed);
+            store.freeze_at(dice.below(120));
+            let clock = Arc::new(AtomicU64::new(1));
+            let writers: Vec<_> = (0..6)
+                .map(|writer| tokio::spawn(write_at_random(volume.clone(), writer, seed, clock.clone())))
+                .collect();
+            if seed % 3 == 0 {
+                let _ = volume.checkpoint().await;
+            }
+            let mut records = Vec::new();
+            for writer in writers {
+                records.push(writer.await.unwrap());
+            }
+            let images = Left::cases(seed, 3).into_iter().map(|how| (how.of(&store), Survived::PowerCut));
+            let dead = (Arc::new(store.snapshot()), Survived::ProcessDeath);
+            for (left, survived) in images.chain([dead]) {
+                let volume = volumes::open(left, OpenMode::ReadWrite).await;
+                let volume = volume.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+                let range = ByteRange::within(0, BLOCKS * 512, SIZE).unwrap();
+                let found = volumes::read(&volume, range).await;
+                judge_concurrent(&found, &records, survived)
+                    .unwrap_or_else(|why| panic!("seed {seed}, {survived:?}: {why}"));
+                volumes::check(&volume).await;
+            }
+        });
+    }
+}
