@@ -1,5 +1,7 @@
 //! Volumes on a memory store, for tests of the engine.
 
+#![allow(dead_code, reason = "every test uses a part of these")]
+
 use std::future::Future;
 use std::sync::Arc;
 
@@ -10,16 +12,16 @@ use sealbd::export::Export;
 use sealbd::geometry::ByteRange;
 use sealbd::store::memory::MemoryStore;
 use sealbd::volume::create::{Geometry, NewVolume};
-use sealbd::volume::unlock::read_header;
+use sealbd::volume::unlock::{Unlocked, read_header};
 use sealbd::volume::{OpenMode, Volume, VolumeError};
 
 /// A formatted volume in memory.
-pub struct Disk {
-    pub store: Arc<MemoryStore>,
+pub(crate) struct Disk {
+    pub(crate) store: Arc<MemoryStore>,
 }
 
 /// Runs a future on a runtime of its own.
-pub fn run<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -30,7 +32,7 @@ pub fn run<T>(future: impl Future<Output = T>) -> T {
 
 impl Disk {
     /// A new volume of `export_bytes`.
-    pub async fn new(export_bytes: u64) -> Self {
+    pub(crate) async fn new(export_bytes: u64) -> Self {
         let geometry = Geometry::for_export(export_bytes).unwrap();
         let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
         let mut new = NewVolume::prepare(geometry, 4096, "test", Engine::default()).unwrap();
@@ -41,24 +43,34 @@ impl Disk {
 
     /// What a new process finds after the old one died without a word: its store, which the old
     /// volume, still at work, no longer reaches.
-    pub async fn reopen(&mut self) -> Volume {
+    pub(crate) async fn reopen(&mut self) -> Volume {
         self.store = Arc::new(self.store.snapshot());
         self.open().await
     }
 
-    pub async fn open(&self) -> Volume {
+    pub(crate) async fn open(&self) -> Volume {
         self.open_as(OpenMode::ReadWrite).await.unwrap()
     }
 
-    pub async fn open_as(&self, mode: OpenMode) -> Result<Volume, VolumeError> {
-        let managers: Vec<Box<dyn KeyManager>> = vec![Box::new(FixedKey)];
-        let unlocked = read_header(&*self.store).await?.unlock(Engine::default(), &managers).await?;
+    pub(crate) async fn open_as(&self, mode: OpenMode) -> Result<Volume, VolumeError> {
+        let unlocked = unlock(&self.store, Engine::default()).await?;
         Volume::open(self.store.clone(), unlocked, mode).await
     }
 }
 
+/// Reads the header and finds the key.
+pub(crate) async fn unlock(store: &MemoryStore, engine: Engine) -> Result<Unlocked, VolumeError> {
+    let managers: Vec<Box<dyn KeyManager>> = vec![Box::new(FixedKey)];
+    read_header(store).await?.unlock(engine, &managers).await
+}
+
+/// The data key of the volume on a store.
+pub(crate) async fn dek(store: &MemoryStore) -> [u8; 32] {
+    *unlock(store, Engine::default()).await.unwrap().dek.0.expose()
+}
+
 /// Reads a range whole.
-pub async fn read(volume: &Volume, range: ByteRange) -> Vec<u8> {
+pub(crate) async fn read(volume: &Volume, range: ByteRange) -> Vec<u8> {
     let mut buf = vec![0xee; usize::try_from(range.len()).unwrap()];
     let zeros = volume.read(range, &mut buf).await.unwrap();
     for zero in zeros {
@@ -111,7 +123,7 @@ impl KeyManager for FixedKey {
 }
 
 /// Every invariant that a check knows holds.
-pub async fn check(volume: &Volume) {
+pub(crate) async fn check(volume: &Volume) {
     let report = volume.check(true, |_| {}).await.unwrap();
     assert!(report.is_clean(), "{report:?}");
 }
