@@ -1,6 +1,8 @@
 //! Volumes that this program wrote are read by another one: `tests/format_reader.py`, which was
 //! written from docs/FORMAT.md and shares no code with it.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[allow(dead_code, reason = "every test uses a part of these")]
 #[path = "common/volumes.rs"]
 mod volumes;
 
@@ -38,8 +40,13 @@ async fn reader(store: &MemoryStore, arguments: &[&str]) -> Output {
     let directory = tempfile::tempdir().unwrap();
     let (image, dek) = (directory.path().join("image"), directory.path().join("dek"));
     std::fs::write(&image, store.read_raw(0, store_len(store))).unwrap();
-    std::fs::write(&dek, volumes::dek(store).await).unwrap();
+    std::fs::write(&dek, data_key(store).await).unwrap();
     run_reader(&image, &dek, arguments)
+}
+
+/// The data key of the volume on a store.
+async fn data_key(store: &MemoryStore) -> [u8; 32] {
+    *volumes::unlock(store, Engine::default()).await.unwrap().dek.0.expose()
 }
 
 fn store_len(store: &MemoryStore) -> usize {
@@ -174,7 +181,7 @@ async fn another_program_refuses_what_was_altered() {
         let directory = tempfile::tempdir().unwrap();
         let (image, dek) = (directory.path().join("image"), directory.path().join("dek"));
         std::fs::write(&image, &bytes).unwrap();
-        std::fs::write(&dek, volumes::dek(&disk.store).await).unwrap();
+        std::fs::write(&dek, data_key(&disk.store).await).unwrap();
         let refused = run_reader(&image, &dek, &["--sector", "2"]);
         assert_eq!(refused.status.code(), Some(1), "{damage}");
         assert!(refused.stdout.is_empty(), "{damage}");

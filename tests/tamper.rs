@@ -1,8 +1,14 @@
 //! What a hostile or broken store can do to the structures of a volume, one damage per test, and what
 //! exactly comes of it. The rule behind all of them: a read gives what was written, or an error.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking; its sizes are small"
+)]
 
 #[path = "common/anatomy.rs"]
 mod anatomy;
+#[allow(dead_code, reason = "every test uses a part of these")]
 #[path = "common/volumes.rs"]
 mod volumes;
 
@@ -860,9 +866,9 @@ async fn no_plaintext_and_no_key_is_on_the_store() {
             volume.checkpoint().await.unwrap();
         }
     }
-    let dek = volumes::dek(&disk.store).await;
     volume.close().await.unwrap();
-    let size = Anatomy::of(&disk.store).await.header.store_bytes();
+    let Anatomy { dek, header, .. } = Anatomy::of(&disk.store).await;
+    let size = header.store_bytes();
     let bytes = disk.store.read_raw(0, usize::try_from(size).unwrap());
     let runs: std::collections::HashSet<&[u8]> = text.windows(8).chain(dek.windows(8)).collect();
     let found = bytes.windows(8).position(|run| runs.contains(run));

@@ -87,7 +87,7 @@ impl Loc {
     /// The location of the record `steps` records further on; a special location stays itself.
     #[must_use]
     pub fn step(self, steps: u64) -> Self {
-        if self.handle().is_none() { self } else { Self(self.0 + (steps * RECORD_LEN16 << 10)) }
+        if self.handle().is_none() { self } else { Self(self.0 + ((steps * RECORD_LEN16) << 10)) }
     }
 
     fn is_record_run(self, count: u64) -> bool {

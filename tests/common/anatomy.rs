@@ -1,6 +1,7 @@
 //! Where the structures of a volume lie on its store, found with the library's own decoders, and ways to
 //! damage them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "every test uses a part of these")]
 
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! The golden vectors of `tests/golden`, and the keys that they were made with.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "every test uses a part of these")]
 
 use keymgmt::secret::{Dek, Secret32};

@@ -1,6 +1,5 @@
 //! Volumes on a memory store, for tests of the engine.
-
-#![allow(dead_code, reason = "every test uses a part of these")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::future::Future;
 use std::sync::Arc;
@@ -62,11 +61,6 @@ impl Disk {
 pub(crate) async fn unlock(store: &MemoryStore, engine: Engine) -> Result<Unlocked, VolumeError> {
     let managers: Vec<Box<dyn KeyManager>> = vec![Box::new(FixedKey)];
     read_header(store).await?.unlock(engine, &managers).await
-}
-
-/// The data key of the volume on a store.
-pub(crate) async fn dek(store: &MemoryStore) -> [u8; 32] {
-    *unlock(store, Engine::default()).await.unwrap().dek.0.expose()
 }
 
 /// Reads a range whole.
