@@ -4,7 +4,6 @@
 //!
 //! Nothing here seals: a sealing key exists only for a fresh uid (rule R3, docs/FORMAT.md §3), and a
 //! fixed one for tests would be a way around that rule.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/golden.rs"]
 mod golden;
