@@ -14,6 +14,8 @@ use sealbd::cipher::Engine;
 use sealbd::export::{Durability, Export, ZeroMode};
 use sealbd::geometry::ByteRange;
 use sealbd::payload::Payload;
+use sealbd::store::Access;
+use sealbd::store::file::FileStore;
 use sealbd::store::memory::MemoryStore;
 use sealbd::volume::unlock::read_header;
 use sealbd::volume::{OpenMode, Volume};
@@ -147,6 +149,35 @@ async fn another_program_reads_every_state_of_a_volume() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_program_reads_a_file_while_it_is_served_and_after() {
+    if !reader_runs() {
+        return;
+    }
+    let fresh = Disk::new(SIZE).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (image, dek) = (directory.path().join("image"), directory.path().join("dek"));
+    std::fs::write(&image, fresh.store.read_raw(0, store_len(&fresh.store))).unwrap();
+    std::fs::write(&dek, data_key(&fresh.store).await).unwrap();
+
+    let file = Arc::new(FileStore::open(&image, Access::ReadWrite).unwrap());
+    let unlocked = volumes::unlock(&fresh.store, Engine::default()).await.unwrap();
+    let volume = Volume::open(file, unlocked, OpenMode::ReadWrite).await.unwrap();
+    let mut model = vec![0; usize::try_from(SIZE).unwrap()];
+    let everything = ["--range", "0", &SIZE.to_string()];
+    for (state, seed) in [("log", 4), ("log and tree", 5), ("closed", 6)] {
+        write_history(&volume, &mut model, seed).await;
+        match state {
+            "log" => volume.flush().await.unwrap(),
+            "log and tree" => volume.checkpoint().await.unwrap(),
+            _ => volume.close().await.unwrap(),
+        }
+        let output = run_reader(&image, &dek, &everything);
+        assert!(output.status.success(), "{state}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout == model, "{state}: other bytes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_program_refuses_what_was_altered() {
     if !reader_runs() {
         return;
@@ -187,6 +218,36 @@ async fn another_program_refuses_what_was_altered() {
         assert!(refused.stdout.is_empty(), "{damage}");
         let text = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(text.contains(says), "{damage}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_program_tells_damage_of_the_log_from_a_torn_tail() {
+    if !reader_runs() {
+        return;
+    }
+    let disk = Disk::new(SIZE).await;
+    let volume = disk.open().await;
+    for (lba, durability) in [(0, Durability::Durable), (1, Durability::Durable), (2, Durability::Accepted)] {
+        let range = ByteRange::within(lba * 4096, 4096, SIZE).unwrap();
+        volume.write(Payload::copy_of(range, &[7; 4096]), durability).await.unwrap();
+    }
+    let store = disk.store.snapshot();
+    let bytes = store.read_raw(0, store_len(&store));
+    let chunks: Vec<usize> =
+        (0..bytes.len()).step_by(4096).filter(|at| bytes[*at..].starts_with(b"CHNK")).collect();
+    assert_eq!(chunks.len(), 3);
+    for (chunk, says) in [(0, Some("a later one proves")), (1, Some("a later one proves")), (2, None)] {
+        let altered = store.snapshot();
+        altered.write_raw(chunks[chunk] as u64 + 40, &[bytes[chunks[chunk] + 40] ^ 1]);
+        let output = reader(&altered, &["--sector", "2"]).await;
+        match says {
+            Some(says) => {
+                let text = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(text.contains(says), "chunk {chunk}: {text}");
+            }
+            None => assert_eq!(output.stdout, [0; 4096], "never flushed, so never there"),
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 
 It shares no code with sealbd: hashlib, hmac and the Debian package python3-cryptography do all of
 the cryptography. Given a volume file and its key it walks header -> keyslot -> root ring -> root
-payload -> segment table -> index -> records, replays the log as a read-only open does, and
-prints any range of what clients see. It is slow, strict, and writes nothing.
+payload -> segment table -> index -> records, replays the log, and prints any range of what clients
+see. It is slow and writes nothing, and it is stricter than sealbd: only the newest root will do.
 
     format_reader.py VOLUME (--keyfile FILE | --dek-file FILE)
         [--range OFFSET LEN | --sector LBA | --verify-all]
@@ -594,12 +594,30 @@ class Volume:
                 break
             place, start = (own.next_uid, own.next_phys, self._handle(own.next_uid, own.next_phys)), SEGMENT_HEADER
         durable = max([self._durable] + [c.durable_seq for _, chunks in tail for c in chunks])
+        end = start
         for place, chunks in tail:
-            for number, chunk in enumerate(chunks):
-                if chunk.seq > durable and not chunk.is_whole():
-                    self._take(chunks[:number], place)
-                    return
-            self._take(chunks, place)
+            whole = [chunk.seq <= durable or chunk.is_whole() for chunk in chunks] + [False]
+            kept = whole.index(False)
+            self._take(chunks[:kept], place)
+            end = chunks[kept - 1].offset + chunks[kept - 1].len if kept else SEGMENT_HEADER
+            if place is tail[0][0] and not kept:
+                end = span.start_offset
+            if kept < len(chunks):
+                break
+        self._no_later_proof(place, end)
+
+    def _no_later_proof(self, place, end):
+        """Nothing behind the end of the log may prove that the chunk missing there was flushed."""
+        while True:
+            data = self._segment(place[1], end, self.header.segment_bytes)
+            for at in range(0, len(data), self.header.align):
+                chunk = self._chunk(place, data, end, end + at) if data[at : at + 4] == b"CHNK" else None
+                proves = chunk and chunk.seq > self._seq and chunk.durable_seq >= self._seq
+                need(not proves, f"the log is damaged at chunk {self._seq}: a later one proves that it was flushed")
+            own = self._segment_header(place[0], place[1])
+            if not own or not self.header.is_slot(own.next_phys):
+                return
+            place, end = (own.next_uid, own.next_phys, 0), SEGMENT_HEADER
 
     def _handle(self, uid, phys):
         for handle, row in enumerate(self.rows):
