@@ -74,7 +74,7 @@ impl Loc {
     /// Bytes from the start of the segment.
     #[must_use]
     pub fn offset(self) -> u64 {
-        (self.0 >> 10 & 0x3f_ffff) * 16
+        ((self.0 >> 10) & 0x3f_ffff) * 16
     }
 
     /// Length in bytes.
@@ -352,6 +352,10 @@ fn pad_page(mut out: Vec<u8>) -> Vec<u8> {
 
 fn open_page(plaintext: &[u8], level: u8) -> Result<(Reader<'_>, u8, usize), FormatError> {
     let mut reader = Reader::new(STRUCTURE, plaintext);
+    if !plaintext.len().is_multiple_of(16) {
+        // A location counts in units of 16 bytes; without this a page had more than one encoding.
+        return Err(FormatError::Truncated(STRUCTURE));
+    }
     let form = reader.u8()?;
     let found = reader.u8()?;
     let count = reader.u16()?.into();

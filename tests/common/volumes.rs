@@ -1,5 +1,4 @@
 //! Volumes on a memory store, for tests of the engine.
-
 #![allow(dead_code, unreachable_pub, reason = "every test file that includes this uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -18,12 +17,12 @@ use sealbd::volume::unlock::{Unlocked, read_header};
 use sealbd::volume::{OpenMode, Volume, VolumeError};
 
 /// A formatted volume in memory.
-pub struct Disk {
-    pub store: Arc<MemoryStore>,
+pub(crate) struct Disk {
+    pub(crate) store: Arc<MemoryStore>,
 }
 
 /// Runs a future on a runtime of its own.
-pub fn run<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -34,7 +33,7 @@ pub fn run<T>(future: impl Future<Output = T>) -> T {
 
 impl Disk {
     /// A new volume of `export_bytes`.
-    pub async fn new(export_bytes: u64) -> Self {
+    pub(crate) async fn new(export_bytes: u64) -> Self {
         let geometry = Geometry::for_export(export_bytes).unwrap();
         let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
         format(store.clone(), geometry).await.unwrap();
@@ -43,47 +42,52 @@ impl Disk {
 
     /// What a new process finds after the old one died without a word: its store, which the old
     /// volume, still at work, no longer reaches.
-    pub async fn reopen(&mut self) -> Volume {
+    pub(crate) async fn reopen(&mut self) -> Volume {
         self.store = Arc::new(self.store.snapshot());
         self.open().await
     }
 
-    pub async fn open(&self) -> Volume {
+    pub(crate) async fn open(&self) -> Volume {
         self.open_as(OpenMode::ReadWrite).await.unwrap()
     }
 
-    pub async fn open_as(&self, mode: OpenMode) -> Result<Volume, VolumeError> {
+    pub(crate) async fn open_as(&self, mode: OpenMode) -> Result<Volume, VolumeError> {
         open(self.store.clone(), mode).await
     }
 }
 
 /// Opens the volume on any store.
-pub async fn open(store: Arc<dyn SlotStore>, mode: OpenMode) -> Result<Volume, VolumeError> {
+pub(crate) async fn open(store: Arc<dyn SlotStore>, mode: OpenMode) -> Result<Volume, VolumeError> {
     let unlocked = unlock(&*store).await?;
     Volume::open(store, unlocked, mode).await
 }
 
 /// Reads and unlocks the header on any store.
-pub async fn unlock(store: &dyn SlotStore) -> Result<Unlocked, VolumeError> {
+pub(crate) async fn unlock(store: &dyn SlotStore) -> Result<Unlocked, VolumeError> {
+    unlock_with(store, Engine::default()).await
+}
+
+/// Reads and unlocks the header, for an engine of choice.
+pub(crate) async fn unlock_with(store: &dyn SlotStore, engine: Engine) -> Result<Unlocked, VolumeError> {
     let managers: Vec<Box<dyn KeyManager>> = vec![Box::new(FixedKey)];
-    read_header(store).await?.unlock(Engine::default(), &managers).await
+    read_header(store).await?.unlock(engine, &managers).await
 }
 
 /// Makes a volume on any store.
-pub async fn format(store: Arc<dyn SlotStore>, geometry: Geometry) -> Result<(), VolumeError> {
+pub(crate) async fn format(store: Arc<dyn SlotStore>, geometry: Geometry) -> Result<(), VolumeError> {
     let mut new = NewVolume::prepare(geometry, 4096, "test", Engine::default())?;
     new.add_key(&FixedKey, 0).await?;
     new.write(store).await.map(|_| ())
 }
 
 /// Reads the whole volume.
-pub async fn read_all(volume: &Volume) -> Vec<u8> {
+pub(crate) async fn read_all(volume: &Volume) -> Vec<u8> {
     let size = volume.info().size;
     read(volume, ByteRange::within(0, size, size).unwrap()).await
 }
 
 /// Reads a range whole.
-pub async fn read(volume: &Volume, range: ByteRange) -> Vec<u8> {
+pub(crate) async fn read(volume: &Volume, range: ByteRange) -> Vec<u8> {
     let mut buf = vec![0xee; usize::try_from(range.len()).unwrap()];
     let zeros = volume.read(range, &mut buf).await.unwrap();
     for zero in zeros {
@@ -136,7 +140,7 @@ impl KeyManager for FixedKey {
 }
 
 /// Every invariant that a check knows holds.
-pub async fn check(volume: &Volume) {
+pub(crate) async fn check(volume: &Volume) {
     let report = volume.check(true, |_| {}).await.unwrap();
     assert!(report.is_clean(), "{report:?}");
 }
