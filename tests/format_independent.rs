@@ -2,7 +2,6 @@
 //! written from docs/FORMAT.md and shares no code with it.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[allow(dead_code, reason = "every test uses a part of these")]
 #[path = "common/volumes.rs"]
 mod volumes;
 
@@ -260,7 +259,7 @@ async fn both_engines_write_volumes_that_the_other_opens() {
         let volume = Volume::open(disk.store.clone(), unlocked, OpenMode::ReadWrite).await.unwrap();
         volume.write(Payload::copy_of(range, &[3; 4096]), Durability::Durable).await.unwrap();
         let copy = Arc::new(disk.store.snapshot());
-        let unlocked = volumes::unlock_with(&copy, opens).await.unwrap();
+        let unlocked = volumes::unlock_with(&*copy, opens).await.unwrap();
         let volume = Volume::open(copy, unlocked, OpenMode::ReadOnly).await.unwrap();
         assert_eq!(volumes::read(&volume, range).await, [3; 4096], "{writes:?} then {opens:?}");
     }

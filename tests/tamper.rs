@@ -8,7 +8,6 @@
 
 #[path = "common/anatomy.rs"]
 mod anatomy;
-#[allow(dead_code, reason = "every test uses a part of these")]
 #[path = "common/volumes.rs"]
 mod volumes;
 
