@@ -8,7 +8,6 @@
 //! Nothing is sealed here and nothing is kept. It shows how to serve an
 //! [`Export`](sealbd::export::Export) of your own.
 
-use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,7 +15,7 @@ use sealbd::export::memory::MemoryExport;
 use sealbd::server::{Limits, Listener, Server};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let socket = arguments.next().unwrap_or_else(|| "/tmp/memory.sock".into());
     let mebibytes: u64 = arguments.next().unwrap_or_else(|| "64".into()).parse()?;
