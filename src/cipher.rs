@@ -1,7 +1,7 @@
 //! Sealing and opening: AES-256-GCM under per-segment keys. Pure and synchronous.
 //!
 //! - [`engine`]: the two implementations of AES-256-GCM behind one type.
-//! - [`derive`]: every key and every label of the format, in one place.
+//! - [`mod@derive`]: every key and every label of the format, in one place.
 //! - [`nonce`]: nonces and additional data.
 //! - [`segment`]: the types that make "encrypt once" (rules R1–R3, docs/FORMAT.md §3) a property
 //!   of the program instead of a promise.

@@ -1,7 +1,7 @@
 //! The command line: one sub-command per file, settings apart from arguments.
 //!
 //! Results go to standard output, as prose or, with `--json`, as one object; everything else goes to
-//! standard error. Every failure ends with a line that says what to do next ([`outcome`]).
+//! standard error. Every failure ends with a line that says what to do next (`outcome`).
 
 mod arguments;
 mod check;

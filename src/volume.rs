@@ -1,13 +1,13 @@
 //! The encrypted volume: a log-structured disk on a slot store (docs/FORMAT.md §8–§12).
 //!
-//! A 4 KiB write: [`write`] validates nothing (the NBD side did) and hands the payload to the
-//! [`log`]: it waits for nobody, is composed into a chunk with whatever else is waiting, sealed,
-//! written, and answered in log order. [`checkpoint`] folds the newer entries into the tree and writes a
-//! root; [`recover`] is its counterpart at open.
+//! A 4 KiB write: `write` validates nothing (the NBD side did) and hands the payload to the
+//! `log`: it waits for nobody, is composed into a chunk with whatever else is waiting, sealed,
+//! written, and answered in log order. `checkpoint` folds the newer entries into the tree and writes a
+//! root; `recover` is its counterpart at open.
 //!
 //! | file | topic |
 //! |---|---|
-//! | [`write`], [`read`], [`flush`] | what clients ask for |
+//! | `write`, `read`, `flush` | what clients ask for |
 //! | `log`, `queue`, `tail` | group commit, order, the open segment |
 //! | `delta`, `tree`, `merge` | index: newer entries, pages on the store, folding one into the other |
 //! | `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |

@@ -301,6 +301,45 @@ fn links_between_documents_lead_somewhere() {
     assert_none("every link resolves", &offences);
 }
 
+/// The tests that a document names: words of three or more parts in backticks, each with the file named last before it.
+fn claims_named(document: &str) -> Vec<(String, String)> {
+    let mut claims = Vec::new();
+    let mut file = String::new();
+    for quoted in document.split('`').skip(1).step_by(2) {
+        let is_name = quoted.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        if quoted.ends_with(".rs") {
+            quoted.clone_into(&mut file);
+        } else if is_name && quoted.matches('_').count() >= 2 {
+            claims.push((file.clone(), quoted.to_owned()));
+        }
+    }
+    claims
+}
+
+/// Whether the source has a test of that name which is run.
+fn has_test(source: &str, name: &str) -> bool {
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let Some(at) = lines.iter().position(|line| line.contains(&format!("fn {name}("))) else { return false };
+    let attributes: Vec<&&str> = lines[..at].iter().rev().take_while(|line| line.starts_with("#[")).collect();
+    let has = |word: &str| attributes.iter().any(|attribute| attribute.contains(word));
+    has("test") && !has("ignore")
+}
+
+#[test]
+fn every_promise_names_a_test_that_is_run() {
+    let claims = claims_named(&text(&root().join("SECURITY.md")));
+    assert!(claims.len() > 20, "SECURITY.md names tests: {}", claims.len());
+    let offences: Vec<String> = claims
+        .iter()
+        .filter(|(file, name)| {
+            let path = root().join(file);
+            !path.is_file() || !has_test(&text(&path), name)
+        })
+        .map(|(file, name)| format!("SECURITY.md: {file}: {name}"))
+        .collect();
+    assert_none("a promise names its test", &offences);
+}
+
 #[test]
 fn the_layer_rule_sees_what_it_should() {
     let source = "use crate::{geometry::{Lba, self}, export::Export,\n  volume};\nuse crate::wire::Be; // crate::cli\n\
@@ -314,4 +353,15 @@ fn the_layer_rule_sees_what_it_should() {
     assert!(judge("unheard", "wire").is_err());
     assert_eq!(anchor("## 2. Keys & `nonces`"), "2-keys--nonces");
     assert_eq!(links("a [b](c.md#d) `x`\n```\n[no](way)\n```"), ["c.md#d"]);
+}
+
+#[test]
+fn the_rule_of_promises_sees_what_it_should() {
+    let document = "`a.rs`: `one_two_three`,\n`two_words`, `four_five_six`\n`b/c.rs`: `x_y_z`";
+    let expected = [("a.rs", "one_two_three"), ("a.rs", "four_five_six"), ("b/c.rs", "x_y_z")];
+    assert_eq!(claims_named(document), expected.map(|(file, name)| (file.to_owned(), name.to_owned())));
+    assert!(has_test("#[test]\nfn a_b_c() {", "a_b_c"));
+    assert!(!has_test("#[test]\n#[ignore = \"later\"]\nfn a_b_c() {", "a_b_c"));
+    assert!(!has_test("fn a_b_c() {", "a_b_c"));
+    assert!(!has_test("#[test]\nfn a_b_c_d() {", "a_b_c"));
 }

@@ -15,8 +15,21 @@ use crate::manager::KeyError;
 ///
 /// # Errors
 /// [`KeyError::Secret`] when it cannot be opened, is not a regular file, or gives any right to
-/// its group or to others.
+/// its group or to others. A credential of the service manager may show rights of a group.
 pub(crate) fn open(what: &str, path: &Path) -> Result<(File, u64), KeyError> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY");
+    open_beside(what, path, credentials.as_deref().map(Path::new))
+}
+
+/// Rights that nobody but the owner may have. systemd lets a service's user read its credentials by an
+/// access list (`LoadCredential=`, systemd.exec(5)), and the mask of an access list stands where the
+/// rights of the group would (acl(5)).
+fn forbidden_rights(path: &Path, credentials: Option<&Path>) -> u32 {
+    let is_credential = credentials.is_some_and(|directory| path.parent() == Some(directory));
+    if is_credential { 0o007 } else { 0o077 }
+}
+
+fn open_beside(what: &str, path: &Path, credentials: Option<&Path>) -> Result<(File, u64), KeyError> {
     let shown = path.display();
     let file = OpenOptions::new()
         .read(true)
@@ -34,7 +47,7 @@ pub(crate) fn open(what: &str, path: &Path) -> Result<(File, u64), KeyError> {
         return Err(KeyError::Secret(format!("{what} {shown} is not a regular file")));
     }
     let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    if mode & forbidden_rights(path, credentials) != 0 {
         return Err(KeyError::Secret(format!(
             "{what} {shown} is open to others (mode {mode:04o}); next: chmod 600 {shown}"
         )));
@@ -68,6 +81,19 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(open("keyfile", &path).unwrap().1, 1);
         }
+    }
+
+    #[test]
+    fn a_credential_may_have_an_access_list_but_no_rights_for_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, b"x").unwrap();
+        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o440);
+        assert_eq!(open_beside("keyfile", &path, Some(dir.path())).unwrap().1, 1);
+        assert!(open_beside("keyfile", &path, dir.path().parent()).is_err(), "another directory");
+        mode(0o444);
+        assert!(open_beside("keyfile", &path, Some(dir.path())).is_err());
     }
 
     #[test]
