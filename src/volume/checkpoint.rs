@@ -119,8 +119,7 @@ impl Core {
         };
         let tree = self.map().tree.clone();
         let written = self.fold_and_write(checkpointer, &frozen, &tree, span).await;
-        unfinished.armed = false;
-        match written {
+        let result = match written {
             Ok((new, root)) => {
                 {
                     let mut map = self.map_mut();
@@ -137,7 +136,9 @@ impl Core {
                 map.active.overlay(&newer);
                 Err(error)
             }
-        }
+        };
+        unfinished.armed = false;
+        result
     }
 
     async fn fold_and_write(
@@ -385,7 +386,7 @@ impl Core {
 }
 
 /// Stops the volume when a checkpoint is dropped half-way: the entries that it had frozen are in no
-/// root, and the next one would be written without them.
+/// root, and the next one would be written without them; a discard may come to effect later.
 struct Unfinished<'a> {
     core: &'a Core,
     armed: bool,
