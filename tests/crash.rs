@@ -595,3 +595,26 @@ fn a_power_cut_while_space_is_reclaimed_leaves_a_prefix() {
         });
     }
 }
+
+#[test]
+fn a_volume_opens_however_many_sessions_died_before() {
+    // Each makes one change and dies before it could fold its log in. Trims are let at the last slots.
+    for trims in [false, true] {
+        let mut store = fresh();
+        let mut model = Model::new(SIZE);
+        for session in 0..100u64 {
+            let when = format!("session {session}, trims {trims}");
+            run(async {
+                let (volume, _) = judge(&store, &model, Survived::ProcessDeath, &when).await;
+                let step = match trims {
+                    true => Step::Trim { offset: session * SECTOR, len: SECTOR, durable: false },
+                    false => write(session * SECTOR, SECTOR, session),
+                };
+                model.ask(&step);
+                history::apply(&volume, SIZE, &step).await.unwrap_or_else(|error| panic!("{when}: {error}"));
+                model.answered(&step);
+            });
+            store = Arc::new(store.snapshot());
+        }
+    }
+}
