@@ -264,6 +264,26 @@ proptest! {
 }
 
 #[test]
+fn a_durable_request_that_changes_nothing_makes_durable_what_was_answered_before_it() {
+    let store = fresh();
+    run(async {
+        let volume = volumes::open(store.clone(), OpenMode::ReadWrite).await.unwrap();
+        for (lba, len) in [(1, 512), (2, 0)] {
+            history::apply(&volume, SIZE, &write(lba * SECTOR, SECTOR, lba)).await.unwrap();
+            let trim = Step::Trim { offset: 0, len, durable: true };
+            history::apply(&volume, SIZE, &trim).await.unwrap();
+            let left = Left::Nothing.of(&store);
+            let left = volumes::open(left, OpenMode::ReadOnly).await.unwrap();
+            let range = ByteRange::within(lba * SECTOR, SECTOR, SIZE).unwrap();
+            assert!(
+                volumes::read(&left, range).await == history::pattern(lba, SECTOR),
+                "trim of {len} bytes"
+            );
+        }
+    });
+}
+
+#[test]
 fn making_a_volume_leaves_none_or_a_whole_one_wherever_it_is_cut() {
     let geometry = Geometry::for_export(SIZE).unwrap();
     // What was there before: another volume.
