@@ -264,6 +264,26 @@ proptest! {
 }
 
 #[test]
+fn a_durable_request_that_changes_nothing_makes_durable_what_was_answered_before_it() {
+    let store = fresh();
+    run(async {
+        let volume = volumes::open(store.clone(), OpenMode::ReadWrite).await.unwrap();
+        for (lba, len) in [(1, 512), (2, 0)] {
+            history::apply(&volume, SIZE, &write(lba * SECTOR, SECTOR, lba)).await.unwrap();
+            let trim = Step::Trim { offset: 0, len, durable: true };
+            history::apply(&volume, SIZE, &trim).await.unwrap();
+            let left = Left::Nothing.of(&store);
+            let left = volumes::open(left, OpenMode::ReadOnly).await.unwrap();
+            let range = ByteRange::within(lba * SECTOR, SECTOR, SIZE).unwrap();
+            assert!(
+                volumes::read(&left, range).await == history::pattern(lba, SECTOR),
+                "trim of {len} bytes"
+            );
+        }
+    });
+}
+
+#[test]
 fn making_a_volume_leaves_none_or_a_whole_one_wherever_it_is_cut() {
     let geometry = Geometry::for_export(SIZE).unwrap();
     // What was there before: another volume.
@@ -500,5 +520,121 @@ fn concurrent_writers_leave_a_prefix_wherever_the_power_is_cut() {
                 volumes::check(&volume).await;
             }
         });
+    }
+}
+
+#[test]
+fn what_the_last_root_freed_is_not_written_over_before_the_next_one_is_durable() {
+    let geometry = Geometry::for_export(SIZE).unwrap();
+    // Slots that may be used again were discarded, and a session writes to no segment of another: so
+    // what is not empty is needed by the last root or by the one before.
+    let slot = |store: &MemoryStore, number: u64| {
+        let segment = u64::from(geometry.segment_bytes);
+        let first = geometry.store_bytes() - geometry.slots * segment;
+        store.read_raw(first + number * segment, 64 << 10)
+    };
+    let base = fresh();
+    for segments in 2..12 {
+        let store = Arc::new(base.snapshot());
+        run(async {
+            let volume = volumes::open(store.clone(), OpenMode::ReadWrite).await.unwrap();
+            // One sector that stays in every segment, so that only the trim frees them.
+            for fill in 0..segments {
+                history::apply(&volume, SIZE, &write((240 + fill) * SECTOR, SECTOR, fill)).await.unwrap();
+                for _ in 0..2 {
+                    history::apply(&volume, SIZE, &write(0, 200 * SECTOR, fill)).await.unwrap();
+                }
+            }
+            volume.checkpoint().await.unwrap();
+            let trim = Step::Trim { offset: 0, len: SIZE, durable: false };
+            history::apply(&volume, SIZE, &trim).await.unwrap();
+            volume.checkpoint().await.unwrap();
+        });
+        // A sync, the claim's payload, a sync, and the ring block that is cut.
+        let next = Arc::new(store.snapshot());
+        next.freeze_at(3);
+        assert!(run(volumes::open(next.clone(), OpenMode::ReadWrite)).is_err());
+        let left = next.crash(&mut |_| 1);
+        for number in 0..geometry.slots {
+            let before = slot(&store, number);
+            let used = before.iter().any(|byte| *byte != 0);
+            assert!(!used || before == slot(&left, number), "slot {number} was written over");
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_while_space_is_reclaimed_leaves_a_prefix() {
+    // Fourteen slots, of which eight are the private reserve: four for data and log.
+    let geometry = Geometry { export_bytes: 4 << 20, segment_bytes: 2 << 20, slots: 14 };
+    let size = geometry.export_bytes;
+    let base = Arc::new(MemoryStore::new(geometry.store_bytes()));
+    let mut model = Model::new(size);
+    let mut dice = Dice::new(7);
+    let mut random = |count: u64| -> Vec<Step> {
+        let mut step = |fill| write(dice.below(size / 512 - 8) * 512, 512 + 3584 * dice.below(2), fill);
+        (0..count).map(&mut step).collect()
+    };
+    run(async {
+        volumes::format(base.clone(), geometry).await.unwrap();
+        let volume = volumes::open(base.clone(), OpenMode::ReadWrite).await.unwrap();
+        for step in random(1500) {
+            model.ask(&step);
+            history::apply(&volume, size, &step).await.unwrap();
+        }
+        volume.close().await.unwrap();
+    });
+    let content = run(async {
+        let volume = volumes::open(base.clone(), OpenMode::ReadOnly).await.unwrap();
+        volumes::read_all(&volume).await
+    });
+    model.prefix_found(&content, Survived::ProcessDeath).unwrap();
+    let mut cuts = Dice::new(8);
+    for round in 0..10 {
+        let store = Arc::new(base.snapshot());
+        let nth = cuts.below(700);
+        store.freeze_at(nth);
+        let mut model = Model::holding(&content);
+        run(async {
+            let volume = volumes::open(store.clone(), OpenMode::ReadWrite).await;
+            if let Ok(volume) = volume {
+                for step in random(600) {
+                    model.ask(&step);
+                    if history::apply(&volume, size, &step).await.is_err() {
+                        break;
+                    }
+                    model.answered(&step);
+                }
+            }
+            for how in Left::cases(round, 1) {
+                let when = format!("round {round}, cut at {nth}, left {how:?}");
+                judge(&how.of(&store), &model, Survived::PowerCut, &when).await;
+            }
+            let dead = Arc::new(store.snapshot());
+            judge(&dead, &model, Survived::ProcessDeath, &format!("round {round}, cut at {nth}")).await;
+        });
+    }
+}
+
+#[test]
+fn a_volume_opens_however_many_sessions_died_before() {
+    // Each makes one change and dies before it could fold its log in. Trims are let at the last slots.
+    for trims in [false, true] {
+        let mut store = fresh();
+        let mut model = Model::new(SIZE);
+        for session in 0..100u64 {
+            let when = format!("session {session}, trims {trims}");
+            run(async {
+                let (volume, _) = judge(&store, &model, Survived::ProcessDeath, &when).await;
+                let step = match trims {
+                    true => Step::Trim { offset: session * SECTOR, len: SECTOR, durable: false },
+                    false => write(session * SECTOR, SECTOR, session),
+                };
+                model.ask(&step);
+                history::apply(&volume, SIZE, &step).await.unwrap_or_else(|error| panic!("{when}: {error}"));
+                model.answered(&step);
+            });
+            store = Arc::new(store.snapshot());
+        }
     }
 }

@@ -10,15 +10,17 @@ mod history;
 #[path = "common/volumes.rs"]
 mod volumes;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use faults::{Faults, FaultyStore, Landing};
-use history::{Dice, Step};
+use history::{Dice, SECTOR, Step};
 use sealbd::export::{Export, ExportError};
 use sealbd::geometry::ByteRange;
 use sealbd::store::memory::MemoryStore;
 use sealbd::volume::create::Geometry;
+use sealbd::volume::unlock::write_header;
 use sealbd::volume::{OpenMode, Volume};
 use volumes::Disk;
 
@@ -417,4 +419,82 @@ fn a_dropped_checkpoint_stops_the_volume_and_loses_nothing() {
         let reopened = volume_on(&FaultyStore::new(Arc::new(store.inner.snapshot()))).await;
         assert!(holds(&reopened, 0, 4096, 1).await);
     });
+}
+
+#[test]
+fn a_header_update_tried_again_after_a_failure_never_overwrites_the_only_good_copy() {
+    for landing in [Landing::Nothing, Landing::Half, Landing::Everything] {
+        for after in 0..2 {
+            run(async {
+                let store = FaultyStore::new(Disk::new(SIZE).await.store);
+                let mut unlocked = volumes::unlock(&*store).await.unwrap();
+                // Two tries fail, and the power goes during the third.
+                for _ in 0..2 {
+                    store.set(Faults::writes(0, DATA).landing(landing).after(after));
+                    assert!(write_header(&*store, &mut unlocked.header, &unlocked.keys).await.is_err());
+                }
+                store.heal();
+                for nth in 0..5 {
+                    let cut = Arc::new(store.inner.snapshot());
+                    cut.freeze_at(nth);
+                    let mut again = volumes::unlock(&*cut).await.unwrap();
+                    let done = write_header(&*cut, &mut again.header, &again.keys).await.is_ok();
+                    assert_eq!(done, !cut.is_frozen());
+                    for seed in 0..8 {
+                        let mut dice = Dice::new(seed);
+                        let left = cut.crash(&mut |bound| dice.below(bound));
+                        let opened = volumes::open(Arc::new(left), OpenMode::ReadWrite).await;
+                        opened.unwrap_or_else(|error| panic!("{landing:?} {after} {nth} {seed}: {error}"));
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn concurrent_writers_on_a_volume_with_little_room_all_end() {
+    for seed in 0..3 {
+        run(async {
+            let (store, volume) = tight_volume().await;
+            let size = tight().export_bytes;
+            let mut writers = Vec::new();
+            for writer in 0..8u64 {
+                let volume = volume.clone();
+                writers.push(tokio::spawn(async move {
+                    let mut dice = Dice::new((seed << 8) | writer);
+                    let mut model: HashMap<u64, u64> = HashMap::new();
+                    for round in 0..400u64 {
+                        // Sectors of its own, all over the volume.
+                        let offset = (dice.below(size / SECTOR / 8) * 8 + writer) * SECTOR;
+                        let fill = (writer << 32) | round;
+                        if dice.below(10) == 0 {
+                            let step = Step::Trim { offset, len: SECTOR, durable: round % 2 == 0 };
+                            history::apply(&volume, size, &step).await.unwrap();
+                            model.remove(&offset);
+                        } else {
+                            write(&volume, offset, SECTOR, fill).await.unwrap();
+                            model.insert(offset, fill);
+                        }
+                        if dice.below(50) == 0 {
+                            volume.checkpoint().await.unwrap();
+                        }
+                    }
+                    model
+                }));
+            }
+            let mut models = Vec::new();
+            for writer in writers {
+                models.push(writer.await.unwrap());
+            }
+            volumes::check(&volume).await;
+            let left = FaultyStore::new(Arc::new(store.inner.snapshot()));
+            for volume in [volume, volume_on(&left).await] {
+                for (offset, fill) in models.iter().flatten() {
+                    assert!(holds(&volume, *offset, SECTOR, *fill).await, "seed {seed}: {offset}");
+                }
+                volumes::check(&volume).await;
+            }
+        });
+    }
 }

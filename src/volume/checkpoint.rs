@@ -109,18 +109,17 @@ impl Core {
     async fn checkpoint_locked(self: &Arc<Self>, checkpointer: &mut Checkpointer) -> Result<(), VolumeError> {
         let mut unfinished = Unfinished { core: self, armed: true };
         // c1: freeze at a chunk boundary.
-        let (frozen, span) = {
+        let (frozen, span, unrooted) = {
             let mut queue = self.queue();
-            queue.unrooted_bytes = 0;
+            let unrooted = std::mem::take(&mut queue.unrooted_bytes);
             let mut map = self.map_mut();
             let frozen = Arc::new(std::mem::take(&mut map.active));
             map.frozen = Some(frozen.clone());
-            (frozen, queue.completed)
+            (frozen, queue.completed, unrooted)
         };
         let tree = self.map().tree.clone();
         let written = self.fold_and_write(checkpointer, &frozen, &tree, span).await;
-        unfinished.armed = false;
-        match written {
+        let result = match written {
             Ok((new, root)) => {
                 {
                     let mut map = self.map_mut();
@@ -131,13 +130,16 @@ impl Core {
                 Ok(())
             }
             Err(error) => {
+                self.queue().unrooted_bytes += unrooted;
                 let mut map = self.map_mut();
                 map.frozen = None;
                 let newer = std::mem::replace(&mut map.active, Arc::unwrap_or_clone(frozen));
                 map.active.overlay(&newer);
                 Err(error)
             }
-        }
+        };
+        unfinished.armed = false;
+        result
     }
 
     async fn fold_and_write(
@@ -385,7 +387,7 @@ impl Core {
 }
 
 /// Stops the volume when a checkpoint is dropped half-way: the entries that it had frozen are in no
-/// root, and the next one would be written without them.
+/// root, and the next one would be written without them; a discard may come to effect later.
 struct Unfinished<'a> {
     core: &'a Core,
     armed: bool,

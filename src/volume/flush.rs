@@ -30,6 +30,8 @@ impl Core {
     pub(super) async fn make(self: &Arc<Self>, durability: Durability, seq: Seq) -> Result<(), ExportError> {
         match durability {
             Durability::Accepted => Ok(()),
+            // One that changed nothing is in no chunk; what was answered before it is durable all the same.
+            Durability::Durable if seq == 0 => self.flush().await,
             Durability::Durable => self.flush_to(seq).await,
         }
     }

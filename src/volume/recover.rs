@@ -32,6 +32,10 @@ const TABLE_PART_LEN_MAX: u32 = 2 << 20;
 /// again does not make the list grow.
 const SPANS_BEFORE_CHECKPOINT: usize = 64;
 
+/// Slots that a claim takes: one for the log, and for the index as many as its largest root fills. With
+/// less than that a full volume opens at the price of the root before the last.
+const CLAIM_SLOTS: u64 = 3;
+
 /// What a volume is opened for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenMode {
@@ -71,6 +75,8 @@ impl Volume {
         }
         let reader = SegmentReader::new(store.clone(), keys.clone(), segments, header.segment_bytes.into());
         let replayed = replay(&header, &reader, &root.log_spans).await?;
+        let freed = root.freed.iter().filter_map(|place| header.slot_at(place.phys));
+        freed.for_each(|slot| reader.table_mut().hold(slot));
         let core = Core::assemble(store, header, keys, mode, reader, root, mac, replayed)?;
         if mode == OpenMode::ReadWrite {
             core.take_over().await?;
@@ -198,6 +204,9 @@ impl Core {
         {
             let mut table = self.segments.table_mut();
             table.close_all();
+            if table.free_slots() < CLAIM_SLOTS {
+                table.release_held();
+            }
             // Slots that the old root reserved belong to the session before; take fresh ones.
             table.reserve(1);
             table.use_reserving();

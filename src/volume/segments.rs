@@ -58,6 +58,9 @@ pub(super) struct Segments {
     /// Slots that the next root reserves in addition.
     reserving: VecDeque<u64>,
     freed: VecDeque<Freed>,
+    /// Slots that the root this table was loaded from freed: the root before it needs them until
+    /// another one is durable.
+    held: Vec<u64>,
     guard: ReadGuard,
     next_free_search: usize,
     added: Vec<Place>,
@@ -80,6 +83,7 @@ impl Segments {
             available: VecDeque::new(),
             reserving: VecDeque::new(),
             freed: VecDeque::new(),
+            held: Vec::new(),
             guard: Arc::new(()),
             next_free_search: 0,
             added: Vec::new(),
@@ -121,6 +125,28 @@ impl Segments {
             }
         }
         Ok(table)
+    }
+
+    /// Keeps a slot that the loaded root freed from being used before the next root is durable. One
+    /// that the log behind the root uses already is left alone.
+    pub(super) fn hold(&mut self, slot: u64) {
+        if self.take_slot(slot).is_ok() {
+            self.held.push(slot);
+        }
+    }
+
+    /// Frees the slots of [`hold`](Self::hold) and returns them.
+    pub(super) fn release_held(&mut self) -> Vec<u64> {
+        let held = std::mem::take(&mut self.held);
+        self.release(&held);
+        held
+    }
+
+    fn release(&mut self, slots: &[u64]) {
+        for slot in slots {
+            self.slot_taken[usize::try_from(*slot).expect("slots are below 2^32")] = false;
+        }
+        self.free_count += slots.len() as u64;
     }
 
     fn take_slot(&mut self, slot: u64) -> Result<(), ()> {
@@ -207,8 +233,7 @@ impl Segments {
             self.added.retain(|place| place.uid != row.uid);
         }
         self.free_handles.push(handle);
-        self.slot_taken[usize::try_from(slot).expect("slots are below 2^32")] = false;
-        self.free_count += 1;
+        self.release(&[slot]);
     }
 
     pub(super) fn set_bytes(&mut self, handle: Handle, bytes: u32) {
@@ -287,13 +312,12 @@ impl Segments {
     /// is free again as soon as no reader can see it. Returns the slots that became free.
     pub(super) fn root_is_durable(&mut self, durable: Generation) -> Vec<u64> {
         self.available.append(&mut self.reserving);
-        let mut reusable = Vec::new();
+        let mut reusable = self.release_held();
         // In order: a reader that blocks one batch may have seen every later one, too.
         while self.freed.front().is_some_and(|f| f.by < durable && f.readers.strong_count() == 0) {
             for (handle, _, slot) in self.freed.pop_front().into_iter().flat_map(|f| f.segments) {
                 self.free_handles.push(handle);
-                self.slot_taken[usize::try_from(slot).expect("slots are below 2^32")] = false;
-                self.free_count += 1;
+                self.release(&[slot]);
                 reusable.push(slot);
             }
         }
@@ -302,7 +326,7 @@ impl Segments {
 
     /// Slots on their way to being free.
     pub(super) fn freed_slots(&self) -> usize {
-        self.freed.iter().map(|freed| freed.segments.len()).sum()
+        self.held.len() + self.freed.iter().map(|freed| freed.segments.len()).sum::<usize>()
     }
 
     /// The places added since the last call.

@@ -234,9 +234,11 @@ pub async fn write_header(
     header: &mut Header,
     keys: &VolumeKeys,
 ) -> Result<(), VolumeError> {
+    // What is read next must not be in a cache only: the other copy is about to be overwritten.
+    store.sync().await?;
+    let first = usize::from(!older_copy_is_zero(store).await?);
     header.generation += 1;
     let bytes = Bytes::from(header.encode(keys));
-    let first = usize::from(!older_copy_is_zero(store).await);
     for number in [first, 1 - first] {
         write_store(store, HEADER_OFFSETS[number], vec![bytes.clone()], Persist::Volatile).await?;
         store.sync().await?;
@@ -244,10 +246,12 @@ pub async fn write_header(
     Ok(())
 }
 
-async fn older_copy_is_zero(store: &dyn SlotStore) -> bool {
+/// Whether the copy to be written first is number 0: the newest good one must survive.
+async fn older_copy_is_zero(store: &dyn SlotStore) -> Result<bool, VolumeError> {
     match read_header(store).await {
-        // The newest good copy must survive: write the other one first.
-        Ok(copies) => copies.good[0].0 == 1,
-        Err(_) => true,
+        Ok(copies) => Ok(copies.good[0].0 == 1),
+        Err(error @ VolumeError::Store(_)) => Err(error),
+        // Neither copy is one.
+        Err(_) => Ok(true),
     }
 }

@@ -142,8 +142,12 @@ pub struct Model {
 impl Model {
     /// The model of a new volume.
     pub fn new(size: u64) -> Self {
-        let zero: Arc<[u8]> = Arc::from(vec![0; 4096]);
-        let base = vec![zero; usize::try_from(size / SECTOR).unwrap()];
+        Self::holding(&vec![0; usize::try_from(size).unwrap()])
+    }
+
+    /// The model of a volume that holds `content`, durably.
+    pub fn holding(content: &[u8]) -> Self {
+        let base: Vec<Arc<[u8]>> = content.chunks(4096).map(Arc::from).collect();
         Self { now: base.clone(), base, changes: Vec::new(), durable: 0, acked: 0 }
     }
 
