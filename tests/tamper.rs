@@ -134,7 +134,8 @@ async fn closed_with_history() -> (Disk, Vec<u8>, Scene) {
 /// A volume whose server died: in its last session chunk after chunk was written and flushed, the last
 /// one only written. Sectors 0..8 are flushed, 8 is not.
 async fn died() -> Scene {
-    let disk = Disk::new(SIZE).await;
+    // Larger than what is looked at: with few slots a checkpoint could come in between.
+    let disk = Disk::new(4 * SIZE).await;
     let mut model = vec![0; SECTORS as usize];
     let volume = disk.open().await;
     for lba in 0..8 {
@@ -750,7 +751,7 @@ async fn one_flipped_bit_anywhere_after_a_crash_loses_no_flushed_write_unseen() 
 
 #[tokio::test]
 async fn closed_span_flipped_is_damage_of_the_closed_log() {
-    let disk = Disk::new(SIZE).await;
+    let disk = Disk::new(4 * SIZE).await;
     let mut model = vec![0; SECTORS as usize];
     let volume = disk.open().await;
     write(&volume, &mut model, 0, 1, 1).await;
