@@ -687,7 +687,6 @@ async fn died_in_the_second_segment() -> Scene {
 }
 
 #[tokio::test]
-#[ignore = "a log segment whose header is damaged is not searched for proof of what was flushed"]
 async fn segment_header_flipped_in_the_log_is_damage_not_the_end_of_it() {
     let scene = died_in_the_second_segment().await;
     let second = scene.anatomy.log.last().unwrap().phys;
@@ -704,7 +703,6 @@ async fn segment_header_flipped_in_the_log_is_damage_not_the_end_of_it() {
 }
 
 #[tokio::test]
-#[ignore = "a torn chunk ends the log without a search for proof that it was flushed"]
 async fn chunk_torn_and_the_one_behind_it_zeroed_is_damage_when_a_later_one_proves_a_flush() {
     let scene = died().await;
     let log = &scene.anatomy.log;
@@ -716,7 +714,6 @@ async fn chunk_torn_and_the_one_behind_it_zeroed_is_damage_when_a_later_one_prov
 }
 
 #[tokio::test]
-#[ignore = "the root before a claim does not know the log of the session that claimed"]
 async fn newest_root_of_a_session_damaged_loses_no_flushed_write() {
     let scene = died().await;
     let newest = scene.anatomy.newest.generation;
@@ -730,7 +727,6 @@ async fn newest_root_of_a_session_damaged_loses_no_flushed_write() {
 }
 
 #[tokio::test]
-#[ignore = "the root before a claim does not know the log of the session that claimed"]
 async fn one_flipped_bit_anywhere_after_a_crash_loses_no_flushed_write_unseen() {
     let scene = died().await;
     for (number, block) in (0u64..).zip(written_blocks(&scene.store, scene.anatomy.header.store_bytes())) {

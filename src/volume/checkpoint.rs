@@ -185,6 +185,13 @@ impl Core {
         Ok(())
     }
 
+    /// Writes a claim root and the same again. The root before a claim does not lead to the segment that
+    /// the log goes on in; with two that do, no single damaged block hides what is logged from here on.
+    pub(super) async fn claim_twice(self: &Arc<Self>, checkpointer: &mut Checkpointer) -> Result<(), VolumeError> {
+        self.claim(checkpointer).await?;
+        self.claim(checkpointer).await
+    }
+
     fn open_span(&self) -> Option<LogSpan> {
         let has_log = self.tail().next.is_some();
         has_log.then(|| self.queue().completed)
@@ -202,7 +209,12 @@ impl Core {
         };
         self.nothing_in_flight().await;
         self.restart_log();
-        match self.checkpoint_locked(&mut checkpointer).await {
+        let rooted = match self.checkpoint_locked(&mut checkpointer).await {
+            // As in `claim_twice`: the root before does not lead to where the log goes on.
+            Ok(()) => self.claim(&mut checkpointer).await,
+            Err(error) => Err(error),
+        };
+        match rooted {
             Ok(()) => {
                 let mut queue = self.queue();
                 if matches!(queue.health, Health::NeedsRepair(_)) {

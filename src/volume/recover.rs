@@ -222,7 +222,7 @@ impl Core {
         }
         let mut checkpointer = self.checkpointer.lock().await;
         let many = checkpointer.replayed.len() >= SPANS_BEFORE_CHECKPOINT;
-        self.claim(&mut checkpointer).await?;
+        self.claim_twice(&mut checkpointer).await?;
         drop(checkpointer);
         if many {
             self.checkpoint().await?;

@@ -222,21 +222,25 @@ impl Replay<'_> {
         let durable = self.durable_seq.max(seen.unwrap_or(0));
         // A torn chunk, and all behind it, was never part of the log, unless it was flushed.
         let torn = |chunk: &Found| !chunk.whole && chunk.seq > durable;
-        let mut cut = false;
-        for (_, found) in &mut tail {
-            if cut {
+        let mut cut = None;
+        for (span, found) in &mut tail {
+            if cut.is_some() {
                 found.clear();
             } else if let Some(keep) = found.iter().position(torn) {
+                cut = Some((*span, found[keep].seq, found[keep].offset, found[keep].end));
                 found.truncate(keep);
-                cut = true;
             }
         }
-        let (last_span, last) =
-            tail.last().map(|(span, found)| (*span, found.last())).expect("one span at least");
-        let missing = last.map_or(last_span.start_seq, |chunk| chunk.seq + 1);
-        let end = last.map_or(u64::from(last_span.start_offset), |chunk| chunk.end);
-        if !cut && let Some(later) = self.later_proof(&last_span, end, missing).await? {
-            return Err(VolumeError::LogDamaged { seq: missing, offset: last_span.phys + end, later });
+        let (span, missing, offset, from) = cut.unwrap_or_else(|| {
+            let (span, found) = tail.last().expect("one span at least");
+            let end = found.last().map_or(u64::from(span.start_offset), |chunk| chunk.end);
+            (*span, found.last().map_or(span.start_seq, |chunk| chunk.seq + 1), end, end)
+        });
+        if let Some(later) = self.later_proof(&span, from, missing).await? {
+            return Err(VolumeError::LogDamaged { seq: missing, offset: span.phys + offset, later });
+        }
+        if let Some((span, found)) = tail.last() {
+            self.check_last_header(span, found, durable).await?;
         }
         self.durable_seq = durable;
         for (span, found) in tail {
@@ -265,14 +269,23 @@ impl Replay<'_> {
                 }
                 offset += u64::from(self.header.align);
             }
+            // What is announced is looked through even when its own header is gone.
             let Some(next) = self.announcement(&span).await? else { return Ok(None) };
-            if self.segment_header(&next).await?.is_none() {
-                return Ok(None);
-            }
             span = next;
             from = SEGMENT_HEADER_LEN as u64;
         }
         Ok(None)
+    }
+
+    /// A segment that holds flushed chunks has a flushed header. Without it what is announced behind
+    /// the segment, and may hold flushed chunks too, cannot be found.
+    async fn check_last_header(&self, span: &LogSpan, found: &[Found], durable: u64) -> Result<(), VolumeError> {
+        let flushed = span.start_offset as usize > SEGMENT_HEADER_LEN || found.iter().any(|chunk| chunk.seq <= durable);
+        if flushed && self.segment_header(span).await?.is_none() {
+            let source = FormatError::Authentication("segment header");
+            return Err(VolumeError::damaged("segment header", span.phys, source));
+        }
+        Ok(())
     }
 
     /// Takes chunks into the result.
