@@ -115,7 +115,12 @@ impl Core {
             let mut map = self.map_mut();
             let frozen = Arc::new(std::mem::take(&mut map.active));
             map.frozen = Some(frozen.clone());
-            (frozen, queue.completed, unrooted)
+            let mut span = queue.completed;
+            if queue.is_over() {
+                // Nothing follows in this session: its last root says where the log ends.
+                span.end_offset = Some(span.start_offset);
+            }
+            (frozen, span, unrooted)
         };
         let tree = self.map().tree.clone();
         let written = self.fold_and_write(checkpointer, &frozen, &tree, span).await;
@@ -187,7 +192,10 @@ impl Core {
 
     /// Writes a claim root and the same again. The root before a claim does not lead to the segment that
     /// the log goes on in; with two that do, no single damaged block hides what is logged from here on.
-    pub(super) async fn claim_twice(self: &Arc<Self>, checkpointer: &mut Checkpointer) -> Result<(), VolumeError> {
+    pub(super) async fn claim_twice(
+        self: &Arc<Self>,
+        checkpointer: &mut Checkpointer,
+    ) -> Result<(), VolumeError> {
         self.claim(checkpointer).await?;
         self.claim(checkpointer).await
     }

@@ -168,6 +168,11 @@ impl Queue {
         self.completed.start_seq - 1
     }
 
+    /// Whether the volume is being closed and its last chunk has taken effect.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.health, Health::Stopped(ExportError::ShuttingDown)) && self.in_flight.is_empty()
+    }
+
     /// The read-merge-write that a change of `sectors` must wait for.
     pub(super) fn merge_over(&self, sectors: SectorRange) -> Option<Arc<Semaphore>> {
         self.merges.iter().find(|m| m.sectors.overlaps(sectors)).map(|m| m.done.clone())

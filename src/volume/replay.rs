@@ -279,8 +279,14 @@ impl Replay<'_> {
 
     /// A segment that holds flushed chunks has a flushed header. Without it what is announced behind
     /// the segment, and may hold flushed chunks too, cannot be found.
-    async fn check_last_header(&self, span: &LogSpan, found: &[Found], durable: u64) -> Result<(), VolumeError> {
-        let flushed = span.start_offset as usize > SEGMENT_HEADER_LEN || found.iter().any(|chunk| chunk.seq <= durable);
+    async fn check_last_header(
+        &self,
+        span: &LogSpan,
+        found: &[Found],
+        durable: u64,
+    ) -> Result<(), VolumeError> {
+        let flushed =
+            span.start_offset as usize > SEGMENT_HEADER_LEN || found.iter().any(|chunk| chunk.seq <= durable);
         if flushed && self.segment_header(span).await?.is_none() {
             let source = FormatError::Authentication("segment header");
             return Err(VolumeError::damaged("segment header", span.phys, source));
