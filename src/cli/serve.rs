@@ -102,7 +102,9 @@ async fn listen_and_serve(
     let exports = volumes.iter().map(|named| (named.name.clone(), Arc::new(named.volume.clone()))).collect();
     let server = Server::new(exports, Limits::default())
         .map_err(|error: ServerError| Failure::usage(error.to_string(), "--name EXPORT, once per backend"))?;
-    let pid_failed = |error: std::io::Error| Failure::system("cannot write the pid-file", &error);
+    let pid_failed = |error: std::io::Error| {
+        Failure::system("cannot write the pid-file", &error, "--pid-file FILE, in a directory that exists")
+    };
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose().map_err(pid_failed)?;
     output.note(&hygiene.to_string());
     for Named { name, volume } in volumes {
@@ -122,7 +124,9 @@ async fn listen_and_serve(
     };
     let first = volumes.first().map_or("", |named| &named.name);
     let (mut child, stopped) = (address.command(command, first).spawn(), stop_signal()?);
-    let child = child.as_mut().map_err(|error| Failure::system("cannot run the command of --run", error))?;
+    let child = child
+        .as_mut()
+        .map_err(|error| Failure::system("cannot run the command of --run", error, "--run needs /bin/sh"))?;
     let mut code = ExitCode::FAILURE;
     let ended = async {
         tokio::select! {
@@ -152,7 +156,9 @@ fn exit_code(status: std::process::ExitStatus) -> Option<u8> {
 
 /// Ends with SIGTERM or SIGINT.
 fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
-    let failed = |error: std::io::Error| Failure::system("cannot handle signals", &error);
+    let failed = |error: std::io::Error| {
+        Failure::system("cannot handle signals", &error, "ulimit -n shows how many files may be open")
+    };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     Ok(async move {
@@ -191,7 +197,13 @@ fn private_directory(options: &ServeOptions) -> Result<Option<tempfile::TempDir>
         return Ok(None);
     }
     let made = tempfile::Builder::new().prefix("sealbd-").tempdir();
-    made.map(Some).map_err(|error| Failure::system("cannot make a directory for the socket", &error))
+    made.map(Some).map_err(|error| {
+        Failure::system(
+            "cannot make a directory for the socket",
+            &error,
+            "-U SOCK, in a directory that exists",
+        )
+    })
 }
 
 /// The sockets that systemd handed over, when no other address was given.
