@@ -103,7 +103,7 @@ async fn restore(
                 let other = inspect::uuid_text(copies.claimed());
                 return Err(Failure::refused(
                     format!("{shown} is of volume {uuid}, on {} is volume {other}", backend.uri),
-                    "use the backup of that volume",
+                    "sealbd uuid BACKEND tells which volume it is; give the FILE with its backup",
                 ));
             }
             copies.claimed().generation

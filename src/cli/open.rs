@@ -19,6 +19,7 @@ use crate::cipher::Engine;
 use crate::store::uri::{self, StoreUri};
 use crate::store::{Access, SlotStore, StoreError};
 use crate::volume::unlock::{HeaderCopies, Unlocked, read_header};
+use crate::volume::{Volume, VolumeError};
 
 /// A backend as named, and its store.
 pub(super) struct Backend {
@@ -82,7 +83,8 @@ impl Backend {
         Ok(copies)
     }
 
-    /// Unlocks the volume with one of `managers`.
+    /// Unlocks the volume with one of `managers`. An old header that was put back is refused here: a change
+    /// of keys would make it the newest one, and removed keys valid again.
     pub(super) async fn unlock(
         &self,
         managers: &[Box<dyn KeyManager>],
@@ -90,7 +92,14 @@ impl Backend {
         engine: Engine,
     ) -> Result<Unlocked, Failure> {
         let copies = self.header(output).await?;
-        copies.unlock(engine, managers).await.map_err(|error| Failure::from(error).of(&self.uri))
+        let failed = |error| Failure::from(error).of(&self.uri);
+        let unlocked = copies.unlock(engine, managers).await.map_err(failed)?;
+        let found = unlocked.header.generation;
+        // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
+        match Volume::header_generation_of_root(&*self.store, &unlocked).await {
+            Ok(known) if known > found => Err(failed(VolumeError::HeaderRollback { found, known })),
+            _ => Ok(unlocked),
+        }
     }
 }
 

@@ -79,7 +79,9 @@ impl Failure {
     /// The same failure, saying which backend it was about.
     pub(super) fn of(mut self, backend: impl std::fmt::Display) -> Self {
         let backend = backend.to_string();
-        if !self.message.contains(&backend) {
+        let named =
+            |form: String| self.message.starts_with(&form) || self.message.contains(&format!(": {form}"));
+        if !named(format!("{backend}: ")) && !named(format!("{backend} ")) {
             self.message = format!("{backend}: {}", self.message);
         }
         self.naming(&backend)

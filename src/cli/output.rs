@@ -1,5 +1,4 @@
 //! Printing: results to standard output, everything else to standard error, progress bars on terminals.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the command line prints")]
 
 use std::io::Write;
 use std::process::ExitCode;

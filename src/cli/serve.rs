@@ -2,13 +2,15 @@
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 
 use keymgmt::hygiene::Report as Hygiene;
 use keymgmt::manager::KeyManager;
 use keymgmt::source::Purpose;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::arguments::ServeOptions;
@@ -127,14 +129,19 @@ async fn listen_and_serve(
     let child = child
         .as_mut()
         .map_err(|error| Failure::system("cannot run the command of --run", error, "--run needs /bin/sh"))?;
-    let mut code = ExitCode::FAILURE;
+    let mut code = ExitCode::SUCCESS;
     let ended = async {
         tokio::select! {
-            status = child.wait() => code = status.ok().and_then(exit_code).map_or(ExitCode::FAILURE, ExitCode::from),
+            status = child.wait() => code = status.map_or(ExitCode::FAILURE, exit_code),
             () = stopped => {}
         }
     };
     server.serve(listeners, ended).await;
+    // Told to stop: the command has no server any more, so it is told, too.
+    if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+        // An error means that it has just ended.
+        let _ = kill_process(pid, Signal::TERM);
+    }
     Ok(code)
 }
 
@@ -150,8 +157,10 @@ async fn close(volumes: &[Named], output: &Output) -> bool {
     all
 }
 
-fn exit_code(status: std::process::ExitStatus) -> Option<u8> {
-    u8::try_from(status.code()?).ok()
+/// The command's own code; 128 and the signal's number for one that was killed, as shells have it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or(status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// Ends with SIGTERM or SIGINT.
@@ -246,9 +255,17 @@ async fn listeners(
 fn listen_failed(error: ListenError) -> Failure {
     let message = error.to_string();
     match error {
-        ListenError::InUse(_) => Failure::exists(message, "choose another socket, or stop that server"),
-        ListenError::NotLoopback(_) => Failure::refused(message, "-U SOCK, or -p PORT on 127.0.0.1"),
-        _ => Failure::usage(message, "-U SOCK, -p PORT, --stdio, or a systemd socket unit"),
+        ListenError::InUse(_) => Failure::exists(message, "-U SOCK, another one, or stop that server"),
+        ListenError::NotLoopback(_) => Failure::refused(message, "-U SOCK, or -p PORT without --bind"),
+        ListenError::NotASocket(_) => Failure::exists(message, "-U SOCK, one that does not exist yet"),
+        ListenError::Stdio => {
+            Failure::usage(message, "-U SOCK, -p PORT; --stdio is for a program that starts sealbd on a socket or pipes")
+        }
+        ListenError::Io { ref source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            Failure::exists(message, "-p PORT, another one; 0 takes any free one")
+        }
+        ListenError::Io { .. } => Failure::usage(message, "-U SOCK, in a directory that you may write to"),
+        ListenError::HandedOver(_) => Failure::usage(message, "ListenStream= in the systemd socket unit"),
     }
 }
 
