@@ -258,9 +258,10 @@ fn listen_failed(error: ListenError) -> Failure {
         ListenError::InUse(_) => Failure::exists(message, "-U SOCK, another one, or stop that server"),
         ListenError::NotLoopback(_) => Failure::refused(message, "-U SOCK, or -p PORT without --bind"),
         ListenError::NotASocket(_) => Failure::exists(message, "-U SOCK, one that does not exist yet"),
-        ListenError::Stdio => {
-            Failure::usage(message, "-U SOCK, -p PORT; --stdio is for a program that starts sealbd on a socket or pipes")
-        }
+        ListenError::Stdio => Failure::usage(
+            message,
+            "-U SOCK, -p PORT; --stdio is for a program that starts sealbd on a socket or pipes",
+        ),
         ListenError::Io { ref source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
             Failure::exists(message, "-p PORT, another one; 0 takes any free one")
         }

@@ -1,0 +1,14 @@
+//! Claims about the command line, made on the real binary: what every verb does, how it fails, and that no
+//! secret shows. `cli/desk.rs` runs the commands.
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
+
+mod common;
+
+#[path = "cli/desk.rs"]
+mod desk;
+#[path = "cli/formatting.rs"]
+mod formatting;
+#[path = "cli/headers.rs"]
+mod headers;
+#[path = "cli/keys.rs"]
+mod keys;
