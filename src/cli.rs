@@ -10,6 +10,7 @@ mod documents;
 mod format;
 mod header;
 mod inspect;
+mod interrupt;
 mod key;
 mod open;
 mod outcome;

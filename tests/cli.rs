@@ -3,12 +3,24 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod common;
+#[path = "common/servers.rs"]
+mod servers;
 
+#[path = "cli/backends.rs"]
+mod backends;
 #[path = "cli/desk.rs"]
 mod desk;
+#[path = "cli/errors.rs"]
+mod errors;
 #[path = "cli/formatting.rs"]
 mod formatting;
 #[path = "cli/headers.rs"]
 mod headers;
 #[path = "cli/keys.rs"]
 mod keys;
+#[path = "cli/serving.rs"]
+mod serving;
+#[path = "cli/terminal.rs"]
+mod terminal;
+#[path = "cli/words.rs"]
+mod words;

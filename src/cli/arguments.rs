@@ -39,7 +39,7 @@ impl Arguments {
             Some(name) => Engine::by_name(name).ok_or_else(|| {
                 let known: Vec<&str> = Engine::ALL.iter().map(|engine| engine.name()).collect();
                 Failure::usage(
-                    format!("no engine {name} in this build"),
+                    "no engine of that name in this build",
                     format!("--engine {}", known.join(" | ")),
                 )
             }),

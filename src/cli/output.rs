@@ -61,8 +61,14 @@ impl Output {
             });
             let _ = writeln!(std::io::stdout(), "{error}");
         }
-        let _ = writeln!(std::io::stderr(), "sealbd: {}\nnext: {}", printable(message), printable(hint));
+        self.tell(failure);
         ExitCode::from(*exit)
+    }
+
+    /// Tells a failure on standard error only; for one whose report is on standard output already.
+    pub(super) fn tell(&self, failure: &Failure) {
+        let Failure { message, hint, .. } = failure;
+        let _ = writeln!(std::io::stderr(), "sealbd: {}\nnext: {}", printable(message), printable(hint));
     }
 
     /// A bar over `total` bytes; hidden with `--json` and where standard error is no terminal.

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::arguments::ServeOptions;
+use super::interrupt;
 use super::open;
 use super::outcome::Failure;
 use super::output::Output;
@@ -169,18 +170,28 @@ fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
         Failure::system("cannot handle signals", &error, "ulimit -n shows how many files may be open")
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut ctrl_c = signal(SignalKind::interrupt()).map_err(failed)?;
+    interrupt::hand_on();
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = ctrl_c.recv() => {}
         }
     })
 }
 
-/// The names given, or the last part of each backend's name.
+/// The names under which clients find the volumes: said to be wrong before anybody types a passphrase.
 fn export_names(options: &ServeOptions) -> Result<Vec<String>, Failure> {
     let hint = "--name EXPORT, once per backend in their order";
+    let names = names_wanted(options, hint)?;
+    match names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
+        Some((_, twice)) => Err(Failure::usage(format!("two exports are named {twice:?}"), hint)),
+        None => Ok(names),
+    }
+}
+
+/// The names given, or the last part of each backend's name.
+fn names_wanted(options: &ServeOptions, hint: &str) -> Result<Vec<String>, Failure> {
     if !options.names.is_empty() {
         if options.names.len() != options.backends.len() {
             let (names, backends) = (options.names.len(), options.backends.len());

@@ -4,12 +4,16 @@
 //! placeholder for the backend, and with `--json` standard output is one JSON object with the exit code.
 
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::common::programs::{outcome, program_within};
+use crate::common::client::Client;
+use crate::common::programs::{outcome, program_within, wait_for};
 
 /// No command of these tests takes longer on a slow machine, in a debug build.
 const COMMAND_SECONDS_MAX: u64 = 120;
@@ -149,5 +153,67 @@ impl Ended {
         let value: Value = serde_json::from_str(&self.stdout).expect("valid JSON");
         assert!(value.is_object(), "{value}");
         value
+    }
+}
+
+/// `sealbd serve ARGS -U socket`, killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts it and waits until it answers.
+    pub(crate) fn start(desk: &Desk, args: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sealbd"));
+        command.arg("serve").args(args);
+        Self::start_as(desk, command)
+    }
+
+    /// As [`start`](Self::start), by a command of the caller's.
+    pub(crate) fn start_as(desk: &Desk, mut command: Command) -> Self {
+        let (socket, log) = (desk.path("socket"), desk.path("log"));
+        let output = std::fs::File::options().create(true).append(true).open(&log).expect("log file");
+        let errors = output.try_clone().expect("a descriptor is free");
+        let command = command.args(["-U", "socket"]).current_dir(desk.dir());
+        let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn().expect("it starts");
+        let mut server = Self { child, socket, log };
+        wait_for("the server", Duration::from_secs(COMMAND_SECONDS_MAX), || {
+            let ended = server.child.try_wait().expect("our own child");
+            assert!(ended.is_none(), "ended with {ended:?}: {}", server.log());
+            UnixStream::connect(&server.socket).is_ok().then_some(())
+        });
+        server
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn connect(&self, export: &str) -> Client {
+        Client::unix(&self.socket, export).unwrap_or_else(|error| panic!("{error:?}: {}", self.log()))
+    }
+
+    /// Sends a signal and waits for the end; the exit code, -1 for a process that was killed.
+    pub(crate) fn stop(&mut self, signal: Signal) -> i32 {
+        kill_process(Pid::from_child(&self.child), signal).expect("our own child");
+        let ended = wait_for("the server's end", Duration::from_secs(COMMAND_SECONDS_MAX), || {
+            self.child.try_wait().expect("our own child")
+        });
+        ended.code().unwrap_or(-1)
+    }
+
+    /// What it printed so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // An error means that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
