@@ -18,6 +18,10 @@ mod formatting;
 mod headers;
 #[path = "cli/keys.rs"]
 mod keys;
+#[path = "cli/passphrases.rs"]
+mod passphrases;
+#[path = "cli/secrecy.rs"]
+mod secrecy;
 #[path = "cli/serving.rs"]
 mod serving;
 #[path = "cli/terminal.rs"]

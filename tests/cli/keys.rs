@@ -3,7 +3,7 @@
 use crate::desk::{Desk, SIZE};
 
 /// Where the keyslots of a header lie, and the bytes of one (docs/FORMAT.md §4).
-const KEYSLOTS: u64 = 4096;
+const KEYSLOTS: usize = 4096;
 const KEYSLOT_LEN: usize = 2048;
 const HEADER_LEN: usize = 64 * 1024;
 
@@ -123,7 +123,7 @@ fn keys_and_keyslots_of_one_volume_are_nothing_to_another() {
     desk.ok(&["key", "add", "other", "--slot", "keyfile:other-key", "--new-slot", "keyfile:key"]);
     let mut header = desk.bytes("vol")[..HEADER_LEN].to_vec();
     let foreign = desk.bytes("other");
-    let slot = KEYSLOTS as usize;
+    let slot = KEYSLOTS;
     header[slot..][..KEYSLOT_LEN].copy_from_slice(&foreign[slot + KEYSLOT_LEN..][..KEYSLOT_LEN]);
     for copy in [0, 1 << 20] {
         desk.overwrite("vol", copy, &with_checksum(header.clone()));
@@ -135,7 +135,7 @@ fn keys_and_keyslots_of_one_volume_are_nothing_to_another() {
 fn a_keyslot_moved_within_its_volume_is_an_altered_header() {
     let desk = Desk::with_volume();
     let mut header = desk.bytes("vol")[..HEADER_LEN].to_vec();
-    let slot = KEYSLOTS as usize;
+    let slot = KEYSLOTS;
     header.copy_within(slot..slot + KEYSLOT_LEN, slot + KEYSLOT_LEN);
     header[slot..][..KEYSLOT_LEN].fill(0);
     for copy in [0, 1 << 20] {
