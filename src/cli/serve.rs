@@ -116,7 +116,7 @@ async fn listen_and_serve(
         output.note(&format!(
             "serving {name:?} ({}, {access}) on {}",
             show_size(info.size),
-            address.uri(name)
+            address.everywhere(name)
         ));
     }
     let Some(command) = &options.run else {
@@ -282,19 +282,27 @@ fn listen_failed(error: ListenError) -> Failure {
 }
 
 impl Address {
-    /// How clients name the export.
-    fn uri(&self, name: &str) -> String {
+    /// How clients name the export, the unix socket first; nothing for sockets handed over.
+    fn uris(&self, name: &str) -> Vec<String> {
         let name: String = name.bytes().map(uri_byte).collect();
-        match self {
-            Self { socket: Some(path), .. } => format!("nbd+unix:///{name}?socket={}", path.display()),
-            Self { port: Some(address), .. } => format!("nbd://{address}/{name}"),
-            _ => "the sockets handed over".into(),
-        }
+        let unix = self.socket.as_ref().map(|path| format!("nbd+unix:///{name}?socket={}", path.display()));
+        let tcp = self.port.map(|address| format!("nbd://{address}/{name}"));
+        unix.into_iter().chain(tcp).collect()
+    }
+
+    /// The same for people.
+    fn everywhere(&self, name: &str) -> String {
+        let uris = self.uris(name);
+        if uris.is_empty() { "what was handed over".into() } else { uris.join(" and ") }
     }
 
     fn command(&self, command: &str, name: &str) -> tokio::process::Command {
         let mut shell = tokio::process::Command::new("/bin/sh");
-        shell.arg("-c").arg(command).env("uri", self.uri(name)).env("exportname", name);
+        shell
+            .arg("-c")
+            .arg(command)
+            .env("uri", self.uris(name).first().map_or("", String::as_str))
+            .env("exportname", name);
         if let Some(socket) = &self.socket {
             shell.env("unixsocket", socket);
         }

@@ -234,7 +234,9 @@ fn tcp_is_served_on_the_loopback_address() {
     let desk = Desk::with_volume();
     let port = crate::servers::free_port();
     let mut server = Server::start(&desk, &["vol", "--slot", "keyfile:key", "-p", &port.to_string()]);
-    assert_eq!(Client::tcp(port, "vol").expect("connected").size(), 16 << 20);
+    // A server that answers on one address listens on all.
     assert_eq!(server.connect("vol").size(), 16 << 20);
+    assert_eq!(Client::tcp(port, "vol").expect("connected").size(), 16 << 20);
+    assert!(server.log().contains(&format!("and nbd://127.0.0.1:{port}/vol")), "{}", server.log());
     assert_eq!(server.stop(Signal::TERM), 0, "{}", server.log());
 }
