@@ -10,6 +10,7 @@ mod documents;
 mod format;
 mod header;
 mod inspect;
+mod interrupt;
 mod key;
 mod open;
 mod outcome;
@@ -17,6 +18,7 @@ mod output;
 mod serve;
 mod size;
 mod terminal;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -30,25 +32,36 @@ use output::Output;
 #[must_use]
 pub fn main() -> ExitCode {
     let (words, renamed) = arguments::native_spelling(std::env::args_os());
-    let arguments = match Arguments::try_parse_from(words) {
+    let arguments = match Arguments::try_parse_from(&words) {
         Ok(arguments) => arguments,
-        Err(error) => return usage(&error),
+        Err(error) => return usage::report(&error, &words),
     };
-    let output = Output::new(arguments.json);
+    let output = match arguments.command.owns_stdout() {
+        true => Output::prose(),
+        false => Output::new(arguments.json),
+    };
     if let Some(native) = renamed {
         output.note(&format!("this is spelled 'sealbd {native}' here"));
     }
     let hygiene = keymgmt::hygiene::harden_process();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return output.fail(&Failure::system("cannot start", &error)),
+        Err(error) => {
+            let failure =
+                Failure::system("cannot start", &error, "ulimit -a shows what the process may have");
+            return output.fail(&failure);
+        }
     };
+    let backend = arguments.command.backend().map(ToOwned::to_owned);
     let result = runtime.block_on(run(arguments, &output, &hygiene));
     // A blocking read of a terminal or a store must not keep the process.
     runtime.shutdown_background();
     match result {
         Ok(code) => code,
-        Err(failure) => output.fail(&failure),
+        Err(failure) => output.fail(&match backend {
+            Some(backend) => failure.naming(&backend.to_string_lossy()),
+            None => failure,
+        }),
     }
 }
 
@@ -75,11 +88,4 @@ async fn run(
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { directory } => documents::man(directory.as_deref()),
     }
-}
-
-/// Tells what is wrong with the words given; help and version are no error.
-fn usage(error: &clap::Error) -> ExitCode {
-    // Printing to a closed pipe is no failure of the command.
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::from(outcome::EXIT_USAGE) } else { ExitCode::SUCCESS }
 }

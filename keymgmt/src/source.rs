@@ -112,7 +112,7 @@ pub struct NoPrompt;
 impl Prompter for NoPrompt {
     fn prompt(&mut self, what: &str, _purpose: Purpose) -> Result<SecretBytes, KeyError> {
         Err(KeyError::Secret(format!(
-            "there is no terminal to ask for the {what}; next: give it as file:PATH, fd:N or cred:NAME"
+            "there is no terminal to ask for the {what}; it can be given as file:PATH, fd:N or cred:NAME"
         )))
     }
 }

@@ -39,7 +39,7 @@ impl Arguments {
             Some(name) => Engine::by_name(name).ok_or_else(|| {
                 let known: Vec<&str> = Engine::ALL.iter().map(|engine| engine.name()).collect();
                 Failure::usage(
-                    format!("no engine {name} in this build"),
+                    "no engine of that name in this build",
                     format!("--engine {}", known.join(" | ")),
                 )
             }),
@@ -80,6 +80,45 @@ pub(super) enum Command {
         #[arg(long, value_name = "DIR")]
         directory: Option<PathBuf>,
     },
+}
+
+impl Command {
+    /// The one backend that it is about, as given.
+    pub(super) fn backend(&self) -> Option<&OsStr> {
+        let backend = match self {
+            Self::Format(FormatOptions { backend, .. }) => backend,
+            Self::Serve(ServeOptions { backends, .. }) => match backends.as_slice() {
+                [backend] => backend,
+                _ => return None,
+            },
+            Self::Dump(BackendOption { backend })
+            | Self::Uuid(BackendOption { backend })
+            | Self::Key(KeyCommand::List(BackendOption { backend }))
+            | Self::Status(StatusOptions { backend: BackendOption { backend }, .. })
+            | Self::Check(CheckOptions { backend: BackendOption { backend }, .. })
+            | Self::Key(
+                KeyCommand::Add(KeyAddOptions { backend: BackendOption { backend }, .. })
+                | KeyCommand::Change(KeyAddOptions { backend: BackendOption { backend }, .. })
+                | KeyCommand::Remove(KeyRemoveOptions { backend: BackendOption { backend }, .. })
+                | KeyCommand::Test(KeyTestOptions { backend: BackendOption { backend }, .. }),
+            )
+            | Self::Header(
+                HeaderCommand::Backup(HeaderFileOptions { backend: BackendOption { backend }, .. })
+                | HeaderCommand::Restore(HeaderRestoreOptions { backend: BackendOption { backend }, .. }),
+            ) => backend,
+            Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => return None,
+        };
+        Some(backend)
+    }
+
+    /// Whether standard output carries something else than a report.
+    pub(super) fn owns_stdout(&self) -> bool {
+        match self {
+            Self::Serve(options) => options.stdio,
+            Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 #[derive(Args, Debug)]

@@ -41,5 +41,13 @@ pub(super) async fn run(
         text.push_str(if report.is_clean() { "clean\n" } else { "DAMAGED\n" });
         text
     });
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_INTEGRITY) })
+    if report.is_clean() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let failure = Failure::integrity(
+        format!("{}: damaged, see the report", backend.uri),
+        "restore the backend; until then sealbd serve BACKEND --slot SPEC --read-only gives what still reads",
+    );
+    output.tell(&failure.of(&backend.uri));
+    Ok(ExitCode::from(EXIT_INTEGRITY))
 }

@@ -1,8 +1,8 @@
 //! `sealbd demo`: the whole of sealbd in one run, on this machine, without root.
-#![expect(clippy::print_stdout, reason = "the demo is what it prints")]
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -39,7 +39,7 @@ const WRITTEN: usize = 1 << 20;
 /// Runs the demonstration; with `--check` it ends after its own check.
 pub(super) async fn run(options: DemoOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
     let made = tempfile::Builder::new().prefix("sealbd-demo-").tempdir();
-    let directory = made.map_err(|error| Failure::system("cannot make a directory", &error))?;
+    let directory = made.map_err(|error| temporary(&error))?;
     let at = directory.path().to_owned();
     let (backend, key, socket) = (at.join("volume"), at.join("key"), at.join("nbd.sock"));
 
@@ -65,7 +65,7 @@ pub(super) async fn run(options: DemoOptions, output: &Output, engine: Engine) -
 
     step("3. What the store holds");
     let read = stored_bytes(&backend);
-    let stored = read.map_err(|error| Failure::system("cannot read the volume's file", &error))?;
+    let stored = read.map_err(|error| temporary(&error))?;
     line(&format!(
         "   {} in a sparse file, for example: {}",
         show_size(stored.len() as u64),
@@ -121,9 +121,10 @@ async fn serve_during(
     let unlocked = read_header(&*store).await?.unlock(engine, &managers).await?;
     let volume = Volume::open(store, unlocked, OpenMode::ReadWrite).await?;
     let exports = vec![(EXPORT.to_owned(), Arc::new(volume.clone()))];
+    let again = "sealbd demo, once more: it takes a fresh directory each time";
     let server =
-        Server::new(exports, Limits::default()).map_err(|error| Failure::usage(error.to_string(), ""))?;
-    let listener = Listener::unix(socket).map_err(|error| Failure::exists(error.to_string(), "try again"))?;
+        Server::new(exports, Limits::default()).map_err(|error| Failure::usage(error.to_string(), again))?;
+    let listener = Listener::unix(socket).map_err(|error| Failure::exists(error.to_string(), again))?;
     let mut result = Ok(());
     server.serve(vec![listener], async { result = work.await }).await;
     volume.close().await?;
@@ -161,12 +162,21 @@ fn attach_help(socket: &Path, backend: &Path, key: &Path) {
     ));
 }
 
+fn temporary(error: &std::io::Error) -> Failure {
+    Failure::system(
+        "cannot use the temporary directory",
+        error,
+        "TMPDIR=DIRECTORY sealbd demo, one with room",
+    )
+}
+
 fn step(title: &str) {
     line(&format!("\n{title}"));
 }
 
 fn line(text: &str) {
-    println!("{text}");
+    // A reader that has gone is no failure of the demo.
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Prints a check that held, or fails.

@@ -1,5 +1,6 @@
 //! `sealbd format`: makes a volume.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use keymgmt::manager::{KeyManager, SlotType};
@@ -14,14 +15,14 @@ use super::output::Output;
 use super::size::show_size;
 use super::terminal::confirm;
 use super::{inspect, open};
-use std::process::ExitCode;
-
 use crate::cipher::Engine;
-use crate::format::header::Header;
+use crate::format::header::{EXPORT_BYTES_MAX, Header, LABEL_LEN};
+use crate::geometry::SECTOR_BYTES;
 use crate::store::file::Existing;
 use crate::store::uri::{self, StoreUri};
-use crate::store::{Access, SlotStore};
-use crate::volume::create::{Geometry, NewVolume};
+use crate::store::{Access, SlotStore, StoreError};
+use crate::volume::VolumeError;
+use crate::volume::create::{EXPORT_BYTES_MIN, Geometry, NewVolume};
 use crate::volume::unlock::read_header;
 
 /// Priority of the recovery slot: tried after all others.
@@ -58,11 +59,17 @@ pub(super) async fn run(
     engine: Engine,
 ) -> Result<ExitCode, Failure> {
     let uri = StoreUri::from_arg(&options.backend)?;
-    if matches!(uri, StoreUri::Memory(_)) {
-        let hint = "use a file or an NBD export; mem: is for 'sealbd serve' in tests of other programs";
-        return Err(Failure::usage("a volume in memory would be gone at once", hint));
+    if let StoreUri::Memory(_) = uri {
+        return Err(open::no_memory(&uri));
     }
     // What cannot work is said before anybody types a passphrase.
+    if options.label.len() > LABEL_LEN {
+        let len = options.label.len();
+        return Err(Failure::usage(
+            format!("the label has {len} bytes, at most {LABEL_LEN} are possible"),
+            "--label TEXT, a shorter one",
+        ));
+    }
     let plan = plan(&uri, &options).await?;
     let mut managers = open::managers(&options.slots, Purpose::New, output)?;
     let recovery = if options.no_recovery { None } else { Some(Recovery::generate()?) };
@@ -108,17 +115,19 @@ impl Plan {
             Some(store) => Ok(store.clone()),
             None => {
                 let made = uri::create(uri, self.geometry.store_bytes(), Existing::Replace);
-                made.map_err(|error| Failure::from(error).of(uri))
+                made.map_err(|error| match error {
+                    StoreError::Open(message) => {
+                        Failure::not_ours(message, "name a file in a directory that you may write to")
+                    }
+                    error => Failure::from(error).of(uri),
+                })
             }
         }
     }
 }
 
 async fn plan(uri: &StoreUri, options: &FormatOptions) -> Result<Plan, Failure> {
-    let geometry = |size| {
-        Geometry::for_export(size)
-            .map_err(|error| Failure::usage(error.to_string(), "--size 10G, for example"))
-    };
+    let geometry = |size| Geometry::for_export(size).map_err(|error| wrong_size(size, &error));
     if let StoreUri::File(path) = uri {
         let metadata = std::fs::metadata(path).ok();
         let is_file = metadata.as_ref().is_none_or(std::fs::Metadata::is_file);
@@ -161,6 +170,12 @@ async fn plan(uri: &StoreUri, options: &FormatOptions) -> Result<Plan, Failure> 
         consent(uri, available, options)?;
     }
     Ok(Plan { geometry: chosen, existing: Some(store) })
+}
+
+/// Names the nearest size that is possible.
+fn wrong_size(size: u64, error: &VolumeError) -> Failure {
+    let possible = size.clamp(EXPORT_BYTES_MIN, EXPORT_BYTES_MAX).div_ceil(SECTOR_BYTES) * SECTOR_BYTES;
+    Failure::usage(error.to_string(), format!("--size {possible}"))
 }
 
 /// Whether the start of a store is all zero.

@@ -47,12 +47,18 @@ async fn backup(options: &HeaderFileOptions, output: &Output) -> Result<ExitCode
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&options.file);
     let mut file = file.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => {
-            Failure::exists(format!("{shown} exists"), "choose another name")
+            Failure::exists(format!("{shown} exists"), "sealbd header backup BACKEND FILE, to a new name")
         }
-        _ => Failure::system(&format!("cannot make {shown}"), &error),
+        _ => {
+            Failure::system(&format!("cannot make {shown}"), &error, "name a FILE in a directory that exists")
+        }
     })?;
     let written = file.write_all(copies.newest_bytes()).and_then(|()| file.sync_all());
-    written.map_err(|error| Failure::system(&format!("cannot write {shown}"), &error))?;
+    written.map_err(|error| {
+        // What is there is no backup.
+        let _ = std::fs::remove_file(&options.file);
+        Failure::system(&format!("cannot write {shown}"), &error, "make room there, or name another FILE")
+    })?;
     let header = copies.claimed();
     let report = Report {
         uuid: inspect::uuid_text(header),
@@ -77,12 +83,14 @@ async fn restore(
 ) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
     let shown = options.file.display();
-    let failed = |error: std::io::Error| Failure::system(&format!("cannot read {shown}"), &error);
+    let failed = |error: std::io::Error| {
+        Failure::system(&format!("cannot read {shown}"), &error, "name the FILE that header backup made")
+    };
     let mut bytes = Vec::with_capacity(HEADER_LEN + 1);
     let file = std::fs::File::open(&options.file).map_err(failed)?;
     file.take(HEADER_LEN as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     let not_a_backup =
-        |error| Failure::integrity(format!("{shown}: {error}"), "this is no backup of a sealbd header");
+        |error| Failure::integrity(format!("{shown}: {error}"), "name a FILE that header backup made");
     let copy = UnverifiedHeader::decode(&bytes).map_err(not_a_backup)?;
     let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
     let unlocked = HeaderCopies::of_backup(copy).unlock(engine, &managers).await;
@@ -95,7 +103,7 @@ async fn restore(
                 let other = inspect::uuid_text(copies.claimed());
                 return Err(Failure::refused(
                     format!("{shown} is of volume {uuid}, on {} is volume {other}", backend.uri),
-                    "use the backup of that volume",
+                    "sealbd uuid BACKEND tells which volume it is; give the FILE with its backup",
                 ));
             }
             copies.claimed().generation

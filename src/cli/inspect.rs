@@ -112,7 +112,8 @@ pub(super) async fn dump(options: &BackendOption, output: &Output) -> Result<Exi
              segments           {} of {}\nstore              {}\nalignment          {}\ncipher             {}\n\
              active epoch       {}\n{}(read without a key: nothing here is authenticated)\n",
             report.uuid,
-            report.label,
+            // A line feed could pass for a line of ours.
+            report.label.replace('\n', "\\n"),
             report.header_generation,
             show_size(report.size),
             report.size,

@@ -129,6 +129,8 @@ pub(super) async fn remove(
             "add another key first, or --force-last to give the data up",
         ));
     }
+    // Only another key than the removed one can prove that the volume still opens.
+    let keeps_access = number != unlocked.slot;
     let header = retire(&backend, unlocked, number, &managers, engine).await?;
     let report = ChangeReport {
         uuid: inspect::uuid_text(&header),
@@ -136,7 +138,7 @@ pub(super) async fn remove(
         added: None,
         removed: Some(number),
         header_generation: header.generation,
-        reopened: others > 0,
+        reopened: keeps_access,
     };
     output.result(&report, || report.prose());
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,8 @@
 //! From names on the command line to stores, key managers and unlocked volumes.
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,8 +17,9 @@ use super::output::Output;
 use super::terminal::TerminalPrompt;
 use crate::cipher::Engine;
 use crate::store::uri::{self, StoreUri};
-use crate::store::{Access, SlotStore};
+use crate::store::{Access, SlotStore, StoreError};
 use crate::volume::unlock::{HeaderCopies, Unlocked, read_header};
+use crate::volume::{Volume, VolumeError};
 
 /// A backend as named, and its store.
 pub(super) struct Backend {
@@ -27,8 +30,44 @@ pub(super) struct Backend {
 /// Opens the store that an argument names.
 pub(super) async fn backend(argument: &OsStr, access: Access) -> Result<Backend, Failure> {
     let uri = StoreUri::from_arg(argument)?;
-    let store = uri::open(&uri, access).await.map_err(|error| Failure::from(error).of(&uri))?;
+    if let StoreUri::Memory(_) = uri {
+        return Err(no_memory(&uri));
+    }
+    let store = uri::open(&uri, access).await.map_err(|error| match &uri {
+        StoreUri::File(path) => file_failure(path, error),
+        _ => Failure::from(error).of(&uri),
+    })?;
     Ok(Backend { uri, store })
+}
+
+/// Memory starts empty in every process, so no command finds a volume there.
+pub(super) fn no_memory(uri: &StoreUri) -> Failure {
+    Failure::usage(
+        format!("{uri} is gone when a command ends, so no volume can be kept there"),
+        "name a file, a block device or an NBD export; sealbd demo shows a volume in a temporary file",
+    )
+}
+
+/// What a user does next depends on why a file cannot be opened.
+fn file_failure(path: &Path, error: StoreError) -> Failure {
+    if !matches!(error, StoreError::Open(_)) {
+        return Failure::from(error).of(path.display());
+    }
+    let message = error.to_string();
+    let failure = match std::fs::metadata(path) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => {
+            Failure::not_ours(message, "sealbd format BACKEND --size SIZE --slot SPEC makes a volume")
+        }
+        Ok(metadata) if metadata.is_dir() => Failure::not_ours(message, "ls BACKEND shows the files in it"),
+        Ok(metadata) if metadata.is_file() || metadata.file_type().is_block_device() => {
+            Failure::permission(message, "ls -l BACKEND shows who may open it")
+        }
+        Err(cause) if cause.kind() == ErrorKind::PermissionDenied => {
+            Failure::permission(message, "namei -l BACKEND shows who may reach it")
+        }
+        _ => Failure::from(error),
+    };
+    failure.of(path.display())
 }
 
 impl Backend {
@@ -44,7 +83,8 @@ impl Backend {
         Ok(copies)
     }
 
-    /// Unlocks the volume with one of `managers`.
+    /// Unlocks the volume with one of `managers`. An old header that was put back is refused here: a change
+    /// of keys would make it the newest one, and removed keys valid again.
     pub(super) async fn unlock(
         &self,
         managers: &[Box<dyn KeyManager>],
@@ -52,7 +92,14 @@ impl Backend {
         engine: Engine,
     ) -> Result<Unlocked, Failure> {
         let copies = self.header(output).await?;
-        copies.unlock(engine, managers).await.map_err(|error| Failure::from(error).of(&self.uri))
+        let failed = |error| Failure::from(error).of(&self.uri);
+        let unlocked = copies.unlock(engine, managers).await.map_err(failed)?;
+        let found = unlocked.header.generation;
+        // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
+        match Volume::header_generation_of_root(&*self.store, &unlocked).await {
+            Ok(known) if known > found => Err(failed(VolumeError::HeaderRollback { found, known })),
+            _ => Ok(unlocked),
+        }
     }
 }
 

@@ -66,25 +66,46 @@ impl Failure {
         Self::new(EXIT_NOT_OURS, "not_a_volume", message, hint)
     }
 
-    pub(super) fn system(what: &str, error: &std::io::Error) -> Self {
-        Self::new(
-            EXIT_UNREACHABLE,
-            "system",
-            format!("{what}: {error}"),
-            "see the cause above; nothing was changed",
-        )
+    /// The operating system refused something that is not the backend.
+    pub(super) fn system(what: &str, error: &std::io::Error, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_USAGE, "system", format!("{what}: {error}"), hint)
+    }
+
+    /// The backend is there and this user may not open it.
+    pub(super) fn permission(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_NOT_OURS, "permission", message, hint)
     }
 
     /// The same failure, saying which backend it was about.
     pub(super) fn of(mut self, backend: impl std::fmt::Display) -> Self {
-        self.message = format!("{backend}: {}", self.message);
+        let backend = backend.to_string();
+        let named =
+            |form: String| self.message.starts_with(&form) || self.message.contains(&format!(": {form}"));
+        if !named(format!("{backend}: ")) && !named(format!("{backend} ")) {
+            self.message = format!("{backend}: {}", self.message);
+        }
+        self.naming(&backend)
+    }
+
+    /// The same failure, its hint with `backend` in the place of the word BACKEND.
+    pub(super) fn naming(mut self, backend: &str) -> Self {
+        self.hint = self.hint.replace("BACKEND", &shell_word(backend));
         self
     }
 }
 
+/// A word as a shell takes it.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._/:+=@%,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 impl From<UriError> for Failure {
     fn from(error: UriError) -> Self {
-        Self::usage(error.to_string(), "sealbd --help shows the forms of BACKEND")
+        Self::usage(error.to_string(), "sealbd --help shows how to name a backend")
     }
 }
 
@@ -102,7 +123,7 @@ impl From<StoreError> for Failure {
                 EXIT_IN_USE,
                 "in_use",
                 message,
-                "stop the other sealbd first; 'sealbd dump' and 'uuid' work meanwhile",
+                "stop the process that has it open; meanwhile sealbd dump BACKEND works",
             ),
             StoreError::Unreachable(_) => Self::new(
                 EXIT_UNREACHABLE,
@@ -117,12 +138,15 @@ impl From<StoreError> for Failure {
                 "make room on the file system of the backend",
             ),
             StoreError::ShortRead { .. } | StoreError::OutOfRange { .. } => {
-                Self::integrity(message, "the backend is shorter than it should be; was it truncated?")
+                Self::integrity(message, "the backend was cut short: restore it, then sealbd check BACKEND")
             }
-            StoreError::Open(_) => Self::not_ours(message, "check the backend's name"),
-            StoreError::Protocol(_) | StoreError::SyncFailed(_) | StoreError::Io { .. } => {
-                Self::new(EXIT_UNREACHABLE, "backend_failed", message, "check the backend's own log")
-            }
+            StoreError::Open(_) => Self::not_ours(message, "sealbd --help shows how to name a backend"),
+            StoreError::Protocol(_) | StoreError::SyncFailed(_) | StoreError::Io { .. } => Self::new(
+                EXIT_UNREACHABLE,
+                "backend_failed",
+                message,
+                "look for the cause in the backend's own log (dmesg for a disk), then sealbd check BACKEND",
+            ),
         }
     }
 }
@@ -161,13 +185,14 @@ impl From<VolumeError> for Failure {
             VolumeError::Store(error) => error.into(),
             VolumeError::Key(error) => error.into(),
             VolumeError::NotAVolume => {
-                Self::not_ours(message, "sealbd format BACKEND --size SIZE --slot SPEC makes one")
+                let hint = "check the name; sealbd format BACKEND --slot SPEC makes a volume of it, and destroys what is there";
+                Self::not_ours(message, hint)
             }
             VolumeError::Unsupported(_) => {
                 Self::not_ours(message, "use the sealbd version that made the volume")
             }
             VolumeError::StoreTooSmall { .. } => {
-                Self::not_ours(message, "was the backend truncated? restore it, or choose a smaller --size")
+                Self::not_ours(message, "was the backend cut short? restore it, then sealbd check BACKEND")
             }
             VolumeError::Damaged { structure: "header", .. } => {
                 Self::integrity(message, "sealbd header restore BACKEND FILE, from a backup")
@@ -175,12 +200,12 @@ impl From<VolumeError> for Failure {
             VolumeError::Damaged { .. } | VolumeError::Inconsistent(_) | VolumeError::NoRoot(_) => {
                 Self::integrity(
                     message,
-                    "sealbd check BACKEND --deep lists what is damaged; keep a copy of the backend",
+                    "sealbd check BACKEND --deep lists what is damaged; keep a copy of it first",
                 )
             }
             VolumeError::LogDamaged { .. } => Self::integrity(
                 message,
-                "restore the backend; the part of the log that is missing had been flushed",
+                "restore the backend, then sealbd check BACKEND; what is missing had been flushed",
             ),
             VolumeError::HeaderRollback { .. } => Self::new(
                 EXIT_ROLLBACK,
@@ -194,12 +219,14 @@ impl From<VolumeError> for Failure {
             VolumeError::KeyTooCostly(_) => {
                 Self::new(EXIT_MEMORY, "kdf_cost", message, "use another keyslot, or a host with more memory")
             }
-            VolumeError::Refused(_) => Self::refused(message, "see the reason above"),
+            VolumeError::Refused(_) => {
+                Self::refused(message, "sealbd key list BACKEND shows the keyslots in use")
+            }
             VolumeError::NoSpace => {
-                Self::new(EXIT_UNREACHABLE, "no_space", message, "trim what is not needed")
+                Self::new(EXIT_UNREACHABLE, "no_space", message, "fstrim the file system on the volume")
             }
             VolumeError::Stopped(_) | VolumeError::Randomness(_) => {
-                Self::new(EXIT_UNREACHABLE, "stopped", message, "see the cause above, then start again")
+                Self::new(EXIT_UNREACHABLE, "stopped", message, "sealbd check BACKEND, then start again")
             }
         }
     }

@@ -15,23 +15,33 @@ pub(super) struct Output {
 }
 
 impl Output {
+    /// For a command whose standard output carries something else than a report.
+    pub(super) fn prose() -> Self {
+        Self { json: false }
+    }
+
     /// As `--json` says, or the variable SEALBD_FORMAT.
     pub(super) fn new(json: bool) -> Self {
         Self { json: json || std::env::var_os("SEALBD_FORMAT").is_some_and(|format| format == "json") }
     }
 
+    /// Whether standard output is for programs.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Prints a result: as JSON, with the schema number first, or as prose.
     pub(super) fn result(&self, value: &impl Serialize, prose: impl FnOnce() -> String) {
+        #[derive(Serialize)]
+        struct Versioned<'a, T> {
+            schema: u32,
+            #[serde(flatten)]
+            fields: &'a T,
+        }
         let text = if self.json {
-            let mut object = json!({ "schema": 1 });
-            if let (Some(object), Ok(serde_json::Value::Object(fields))) =
-                (object.as_object_mut(), serde_json::to_value(value))
-            {
-                object.extend(fields);
-            }
-            object.to_string()
+            serde_json::to_string(&Versioned { schema: 1, fields: value }).expect("reports are plain structs")
         } else {
-            prose()
+            printable(&prose())
         };
         // A reader that has gone is no failure of the command.
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
@@ -39,7 +49,7 @@ impl Output {
 
     /// Tells something on standard error.
     pub(super) fn note(&self, text: &str) {
-        let _ = writeln!(std::io::stderr(), "sealbd: {text}");
+        let _ = writeln!(std::io::stderr(), "sealbd: {}", printable(text));
     }
 
     /// Tells a failure and gives the exit code.
@@ -51,8 +61,14 @@ impl Output {
             });
             let _ = writeln!(std::io::stdout(), "{error}");
         }
-        let _ = writeln!(std::io::stderr(), "sealbd: {message}\nnext: {hint}");
+        self.tell(failure);
         ExitCode::from(*exit)
+    }
+
+    /// Tells a failure on standard error only; for one whose report is on standard output already.
+    pub(super) fn tell(&self, failure: &Failure) {
+        let Failure { message, hint, .. } = failure;
+        let _ = writeln!(std::io::stderr(), "sealbd: {}\nnext: {}", printable(message), printable(hint));
     }
 
     /// A bar over `total` bytes; hidden with `--json` and where standard error is no terminal.
@@ -67,4 +83,18 @@ impl Output {
         bar.set_message(what);
         bar
     }
+}
+
+/// Text as a terminal may be given it: labels, names and errors of a backend are not ours, and a control
+/// character in them could move the cursor or worse. Lines stay lines.
+pub(super) fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
 }

@@ -2,16 +2,19 @@
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 
 use keymgmt::hygiene::Report as Hygiene;
 use keymgmt::manager::KeyManager;
 use keymgmt::source::Purpose;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::arguments::ServeOptions;
+use super::interrupt;
 use super::open;
 use super::outcome::Failure;
 use super::output::Output;
@@ -102,7 +105,9 @@ async fn listen_and_serve(
     let exports = volumes.iter().map(|named| (named.name.clone(), Arc::new(named.volume.clone()))).collect();
     let server = Server::new(exports, Limits::default())
         .map_err(|error: ServerError| Failure::usage(error.to_string(), "--name EXPORT, once per backend"))?;
-    let pid_failed = |error: std::io::Error| Failure::system("cannot write the pid-file", &error);
+    let pid_failed = |error: std::io::Error| {
+        Failure::system("cannot write the pid-file", &error, "--pid-file FILE, in a directory that exists")
+    };
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose().map_err(pid_failed)?;
     output.note(&hygiene.to_string());
     for Named { name, volume } in volumes {
@@ -111,7 +116,7 @@ async fn listen_and_serve(
         output.note(&format!(
             "serving {name:?} ({}, {access}) on {}",
             show_size(info.size),
-            address.uri(name)
+            address.everywhere(name)
         ));
     }
     let Some(command) = &options.run else {
@@ -122,15 +127,22 @@ async fn listen_and_serve(
     };
     let first = volumes.first().map_or("", |named| &named.name);
     let (mut child, stopped) = (address.command(command, first).spawn(), stop_signal()?);
-    let child = child.as_mut().map_err(|error| Failure::system("cannot run the command of --run", error))?;
-    let mut code = ExitCode::FAILURE;
+    let child = child
+        .as_mut()
+        .map_err(|error| Failure::system("cannot run the command of --run", error, "--run needs /bin/sh"))?;
+    let mut code = ExitCode::SUCCESS;
     let ended = async {
         tokio::select! {
-            status = child.wait() => code = status.ok().and_then(exit_code).map_or(ExitCode::FAILURE, ExitCode::from),
+            status = child.wait() => code = status.map_or(ExitCode::FAILURE, exit_code),
             () = stopped => {}
         }
     };
     server.serve(listeners, ended).await;
+    // Told to stop: the command has no server any more, so it is told, too.
+    if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+        // An error means that it has just ended.
+        let _ = kill_process(pid, Signal::TERM);
+    }
     Ok(code)
 }
 
@@ -146,26 +158,40 @@ async fn close(volumes: &[Named], output: &Output) -> bool {
     all
 }
 
-fn exit_code(status: std::process::ExitStatus) -> Option<u8> {
-    u8::try_from(status.code()?).ok()
+/// The command's own code; 128 and the signal's number for one that was killed, as shells have it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or(status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// Ends with SIGTERM or SIGINT.
 fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
-    let failed = |error: std::io::Error| Failure::system("cannot handle signals", &error);
+    let failed = |error: std::io::Error| {
+        Failure::system("cannot handle signals", &error, "ulimit -n shows how many files may be open")
+    };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut ctrl_c = signal(SignalKind::interrupt()).map_err(failed)?;
+    interrupt::hand_on();
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = ctrl_c.recv() => {}
         }
     })
 }
 
-/// The names given, or the last part of each backend's name.
+/// The names under which clients find the volumes: said to be wrong before anybody types a passphrase.
 fn export_names(options: &ServeOptions) -> Result<Vec<String>, Failure> {
     let hint = "--name EXPORT, once per backend in their order";
+    let names = names_wanted(options, hint)?;
+    match names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
+        Some((_, twice)) => Err(Failure::usage(format!("two exports are named {twice:?}"), hint)),
+        None => Ok(names),
+    }
+}
+
+/// The names given, or the last part of each backend's name.
+fn names_wanted(options: &ServeOptions, hint: &str) -> Result<Vec<String>, Failure> {
     if !options.names.is_empty() {
         if options.names.len() != options.backends.len() {
             let (names, backends) = (options.names.len(), options.backends.len());
@@ -191,7 +217,13 @@ fn private_directory(options: &ServeOptions) -> Result<Option<tempfile::TempDir>
         return Ok(None);
     }
     let made = tempfile::Builder::new().prefix("sealbd-").tempdir();
-    made.map(Some).map_err(|error| Failure::system("cannot make a directory for the socket", &error))
+    made.map(Some).map_err(|error| {
+        Failure::system(
+            "cannot make a directory for the socket",
+            &error,
+            "-U SOCK, in a directory that exists",
+        )
+    })
 }
 
 /// The sockets that systemd handed over, when no other address was given.
@@ -234,26 +266,43 @@ async fn listeners(
 fn listen_failed(error: ListenError) -> Failure {
     let message = error.to_string();
     match error {
-        ListenError::InUse(_) => Failure::exists(message, "choose another socket, or stop that server"),
-        ListenError::NotLoopback(_) => Failure::refused(message, "-U SOCK, or -p PORT on 127.0.0.1"),
-        _ => Failure::usage(message, "-U SOCK, -p PORT, --stdio, or a systemd socket unit"),
+        ListenError::InUse(_) => Failure::exists(message, "-U SOCK, another one, or stop that server"),
+        ListenError::NotLoopback(_) => Failure::refused(message, "-U SOCK, or -p PORT without --bind"),
+        ListenError::NotASocket(_) => Failure::exists(message, "-U SOCK, one that does not exist yet"),
+        ListenError::Stdio => Failure::usage(
+            message,
+            "-U SOCK, -p PORT; --stdio is for a program that starts sealbd on a socket or pipes",
+        ),
+        ListenError::Io { ref source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            Failure::exists(message, "-p PORT, another one; 0 takes any free one")
+        }
+        ListenError::Io { .. } => Failure::usage(message, "-U SOCK, in a directory that you may write to"),
+        ListenError::HandedOver(_) => Failure::usage(message, "ListenStream= in the systemd socket unit"),
     }
 }
 
 impl Address {
-    /// How clients name the export.
-    fn uri(&self, name: &str) -> String {
+    /// How clients name the export, the unix socket first; nothing for sockets handed over.
+    fn uris(&self, name: &str) -> Vec<String> {
         let name: String = name.bytes().map(uri_byte).collect();
-        match self {
-            Self { socket: Some(path), .. } => format!("nbd+unix:///{name}?socket={}", path.display()),
-            Self { port: Some(address), .. } => format!("nbd://{address}/{name}"),
-            _ => "the sockets handed over".into(),
-        }
+        let unix = self.socket.as_ref().map(|path| format!("nbd+unix:///{name}?socket={}", path.display()));
+        let tcp = self.port.map(|address| format!("nbd://{address}/{name}"));
+        unix.into_iter().chain(tcp).collect()
+    }
+
+    /// The same for people.
+    fn everywhere(&self, name: &str) -> String {
+        let uris = self.uris(name);
+        if uris.is_empty() { "what was handed over".into() } else { uris.join(" and ") }
     }
 
     fn command(&self, command: &str, name: &str) -> tokio::process::Command {
         let mut shell = tokio::process::Command::new("/bin/sh");
-        shell.arg("-c").arg(command).env("uri", self.uri(name)).env("exportname", name);
+        shell
+            .arg("-c")
+            .arg(command)
+            .env("uri", self.uris(name).first().map_or("", String::as_str))
+            .env("exportname", name);
         if let Some(socket) = &self.socket {
             shell.env("unixsocket", socket);
         }

@@ -5,7 +5,7 @@ const UNITS: [(&str, u32); 5] = [("K", 10), ("M", 20), ("G", 30), ("T", 40), ("P
 /// Reads `4096`, `512M`, `10G`, `1.5TiB`: a number and an optional binary unit, with or without `iB`.
 ///
 /// # Errors
-/// A sentence that says what is wrong.
+/// A sentence that says what is wrong and does not repeat `text`.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -16,12 +16,12 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
             .iter()
             .find(|(name, _)| name.eq_ignore_ascii_case(unit))
             .map(|(_, shift)| *shift)
-            .ok_or_else(|| format!("unknown unit '{unit}'; use K, M, G, T or P (binary)"))?,
+            .ok_or_else(|| "units are K, M, G, T and P (binary)".to_owned())?,
     };
-    let bad = || format!("'{text}' is not a size; examples: 4096, 512M, 10G, 1.5T");
+    let bad = || "not a size; examples: 4096, 512M, 10G, 1.5T".to_owned();
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let whole: u64 = whole.parse().map_err(|_| bad())?;
-    let too_large = || format!("'{text}' is too large");
+    let too_large = || "too large a size".to_owned();
     let mut bytes = whole.checked_shl(shift).filter(|bytes| bytes >> shift == whole).ok_or_else(too_large)?;
     if !fraction.is_empty() {
         let scale =

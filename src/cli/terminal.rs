@@ -1,11 +1,13 @@
 //! Talking to a person at a terminal.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Write};
 
 use keymgmt::manager::KeyError;
 use keymgmt::secret::SecretBytes;
 use keymgmt::source::{NoPrompt, Prompter, Purpose};
+use rustix::process::Signal;
 
+use super::interrupt;
 use super::outcome::Failure;
 
 /// Asks for secrets on the terminal, without echo; a new one twice.
@@ -29,10 +31,12 @@ impl Prompter for TerminalPrompt {
 }
 
 fn ask(label: &str, what: &str) -> Result<SecretBytes, KeyError> {
-    let typed = rpassword::prompt_password(label);
-    let typed = typed
-        .map_err(|error| KeyError::Secret(format!("cannot read the {what} from the terminal: {error}")))?;
-    SecretBytes::take(&mut typed.into_bytes())
+    interrupt::protect_terminal();
+    match rpassword::prompt_password(label) {
+        Ok(typed) => SecretBytes::take(&mut typed.into_bytes()),
+        Err(error) if error.kind() == ErrorKind::Interrupted => interrupt::end(Signal::INT),
+        Err(error) => Err(KeyError::Secret(format!("cannot read the {what} from the terminal: {error}"))),
+    }
 }
 
 /// Asks for a word to be typed before something is destroyed.

@@ -9,6 +9,8 @@ use super::keyslot::{KEYSLOT_COUNT, KEYSLOT_LEN, Keyslot};
 use crate::cipher::{SUITE_AES_256_GCM_HKDF_SHA256, VolumeKeys};
 use crate::geometry::{SECTOR_BYTES, SECTOR_LEN};
 
+/// Longest label of a volume, in bytes.
+pub const LABEL_LEN: usize = 64;
 /// Bytes of one copy.
 pub const HEADER_LEN: usize = 64 * 1024;
 /// Where the two copies lie.
@@ -67,7 +69,7 @@ pub struct Header {
     /// Salt of the key derivation.
     pub salt: [u8; 32],
     /// Free text for people, UTF-8, padded with zeros.
-    pub label: [u8; 64],
+    pub label: [u8; LABEL_LEN],
     /// The keyslots.
     pub keyslots: [Option<Keyslot>; KEYSLOT_COUNT],
 }

@@ -65,7 +65,7 @@ impl Volume {
             return Err(VolumeError::StoreTooSmall { found: size, needed: header.store_bytes() });
         }
         let state = load(&store, &header, &keys).await?;
-        let LoadedRoot { root, mac, segments } = state;
+        let LoadedRoot { root, last_number, mac, segments } = state;
         if root.min_header_generation > header.generation {
             let (found, known) = (header.generation, root.min_header_generation);
             return Err(VolumeError::HeaderRollback { found, known });
@@ -78,6 +78,7 @@ impl Volume {
         let freed = root.freed.iter().filter_map(|place| header.slot_at(place.phys));
         freed.for_each(|slot| reader.table_mut().hold(slot));
         let core = Core::assemble(store, header, keys, mode, reader, root, mac, replayed)?;
+        core.generation.store(last_number, std::sync::atomic::Ordering::Relaxed);
         if mode == OpenMode::ReadWrite {
             core.take_over().await?;
         }
@@ -240,6 +241,8 @@ impl Core {
 /// A root with all that hangs on it.
 struct LoadedRoot {
     root: Root,
+    /// The number that the next root's follows.
+    last_number: u64,
     mac: [u8; 16],
     segments: Segments,
 }
@@ -260,7 +263,14 @@ async fn load(
             break;
         }
         match load_root(&**store, header, keys, block).await {
-            Ok((root, segments)) => return Ok(LoadedRoot { root, mac: *mac, segments }),
+            Ok((root, segments)) => {
+                let newest = ring[0].0.generation;
+                let rounds = u64::from(header.ring_slots);
+                // A number that was used is never used again: the next root takes the place of the
+                // newest one if that one cannot be read.
+                let last_number = if block.generation == newest { newest } else { newest + rounds - 1 };
+                return Ok(LoadedRoot { root, mac: *mac, segments, last_number });
+            }
             Err(error @ VolumeError::Store(_)) => return Err(error),
             Err(error) => reasons.push(format!("root {}: {error}", block.generation)),
         }

@@ -1,0 +1,30 @@
+//! Claims about the command line, made on the real binary: what every verb does, how it fails, and that no
+//! secret shows. `cli/desk.rs` runs the commands.
+#![allow(clippy::print_stderr, reason = "a skipped test says why")]
+
+mod common;
+#[path = "common/servers.rs"]
+mod servers;
+
+#[path = "cli/backends.rs"]
+mod backends;
+#[path = "cli/desk.rs"]
+mod desk;
+#[path = "cli/errors.rs"]
+mod errors;
+#[path = "cli/formatting.rs"]
+mod formatting;
+#[path = "cli/headers.rs"]
+mod headers;
+#[path = "cli/keys.rs"]
+mod keys;
+#[path = "cli/passphrases.rs"]
+mod passphrases;
+#[path = "cli/secrecy.rs"]
+mod secrecy;
+#[path = "cli/serving.rs"]
+mod serving;
+#[path = "cli/terminal.rs"]
+mod terminal;
+#[path = "cli/words.rs"]
+mod words;
