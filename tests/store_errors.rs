@@ -498,3 +498,38 @@ fn concurrent_writers_on_a_volume_with_little_room_all_end() {
         });
     }
 }
+
+/// The emptiest segments may hold nothing but sectors that waiting writes are about to replace.
+#[test]
+fn overwriting_a_full_aged_volume_in_sequence_never_runs_out_of_room() {
+    const LARGE: u64 = 64 << 20;
+    const PIECE: u64 = 1 << 20;
+    run(async {
+        let disk = Disk::new(LARGE).await;
+        let volume = disk.open().await;
+        let write = |volume: Volume, offset: u64, len: u64| async move {
+            let range = ByteRange::within(offset, len, LARGE).unwrap();
+            let payload = sealbd::payload::Payload::zeroed(range);
+            volume.write(payload, sealbd::export::Durability::Accepted).await
+        };
+        for offset in (0..LARGE).step_by(usize::try_from(PIECE).unwrap()) {
+            write(volume.clone(), offset, PIECE).await.unwrap();
+        }
+        let mut dice = Dice::new(11);
+        for _ in 0..1000 {
+            let writes = (0..32).map(|_| write(volume.clone(), dice.below(LARGE / SECTOR) * SECTOR, SECTOR));
+            for written in futures_util::future::join_all(writes).await {
+                written.unwrap();
+            }
+        }
+        for lap in 0..6 {
+            for first in (0..LARGE).step_by(usize::try_from(8 * PIECE).unwrap()) {
+                let writes = (0..8).map(|i| write(volume.clone(), first + i * PIECE, PIECE));
+                for written in futures_util::future::join_all(writes).await {
+                    assert_eq!(written, Ok(()), "lap {lap}, {first}");
+                }
+            }
+        }
+        volumes::check(&volume).await;
+    });
+}

@@ -7,6 +7,7 @@
 //! Offsets are assigned and the small chunk header is sealed under the tail's lock, since each
 //! header holds the tag of the one before; records are sealed and I/O is done outside every lock.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -68,7 +69,9 @@ impl Core {
 
     fn compose(self: &Arc<Self>) -> Option<Composed> {
         let mut tail = self.tail();
-        match self.make_room(&mut tail) {
+        // Asked once, before a new segment is opened: opening it takes a slot of those counted.
+        let data_fits = self.writers_have_room();
+        match self.make_room(&mut tail, data_fits) {
             Ok(true) => {}
             Ok(false) => {
                 let moves = {
@@ -98,8 +101,10 @@ impl Core {
         if !matches!(queue.health, Health::Good) || queue.in_flight.len() >= IN_FLIGHT_MAX {
             return None;
         }
-        let parts = take_parts(&mut queue.waiting, open.key.remaining(), self.align());
+        let parts = take_parts(&mut queue.waiting, open.key.remaining(), self.align(), data_fits);
         if parts.is_empty() {
+            queue.stalled = !queue.waiting.is_empty();
+            self.wake.notify_one();
             return None;
         }
         let seq = *next_seq;
@@ -156,21 +161,21 @@ impl Core {
     }
 
     /// Makes sure that the current segment takes at least one record. `false`: no slot is left.
-    fn make_room(&self, tail: &mut Tail) -> Result<bool, VolumeError> {
+    fn make_room(&self, tail: &mut Tail, data_fits: bool) -> Result<bool, VolumeError> {
         if self.counters.sealed_messages.load(Ordering::Relaxed) >= MESSAGES_MAX {
             return Err(VolumeError::Stopped("the key has sealed as much as it may; re-encrypt".into()));
         }
         if self.map().active.len() >= DELTA_RUNS_MAX {
             return Ok(false);
         }
+        // Giving space back must work when there is none: only data stays out of the last slots, and
+        // out of what reclaim leaves free in a segment that it opened.
+        if !data_fits && self.queue().brings_data() {
+            return Ok(false);
+        }
         let least = ChunkLayout::new(1, 1, self.align()).chunk_len as u64;
         if tail.current.as_ref().is_some_and(|open| open.key.remaining() >= least) {
             return Ok(true);
-        }
-        // Giving space back must work when there is none: only data stays out of the last slots.
-        let brings_data = self.queue().brings_data();
-        if brings_data && !self.writers_have_room() {
-            return Ok(false);
         }
         self.rotate(tail)
     }
@@ -297,14 +302,14 @@ impl Drop for Uncommitted<'_> {
 }
 
 /// Takes as many parts as one chunk in `room` bytes holds; the last may be cut.
-fn take_parts(waiting: &mut std::collections::VecDeque<Part>, room: u64, align: usize) -> Vec<Part> {
+fn take_parts(waiting: &mut VecDeque<Part>, room: u64, align: usize, data_fits: bool) -> Vec<Part> {
     let room = usize::try_from(room).expect("segments are at most 64 MiB");
     let mut taken: Vec<Part> = Vec::new();
     let mut records = 0;
     while let Some(part) = waiting.front_mut() {
         let wanted = part.records.len() / RECORD_LEN;
         let entries = taken.len() + 1;
-        if entries > ENTRIES_MAX {
+        if entries > ENTRIES_MAX || part.brings_data() && !data_fits {
             break;
         }
         let fits = |count| count <= RECORDS_MAX && ChunkLayout::new(entries, count, align).chunk_len <= room;

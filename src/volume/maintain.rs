@@ -159,7 +159,8 @@ impl Core {
     }
 }
 
-/// Slots that only checkpoints and TRIM may use (docs/FORMAT.md §11).
+/// Slots that only checkpoints, reclaim and TRIM may use (docs/FORMAT.md §11). A round of reclaim must
+/// gain more than the checkpoint behind it writes into the index, so it must empty many segments at once.
 pub(super) fn private_reserve(slots: u64) -> u64 {
-    8.max(slots / 50)
+    (slots / 50).max(24).min((slots / 4).max(8))
 }

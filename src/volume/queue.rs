@@ -32,6 +32,11 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// Whether the part brings data that was not there before.
+    pub(super) fn brings_data(&self) -> bool {
+        self.op == Op::Write && !self.reclaims
+    }
+
     /// Plaintext of a sector that this part changes; `None` when it becomes zeros.
     ///
     /// # Panics
@@ -218,7 +223,7 @@ impl Queue {
 
     /// Whether what is next in line needs room that is kept for giving space back.
     pub(super) fn brings_data(&self) -> bool {
-        self.waiting.front().is_some_and(|part| part.op == Op::Write && !part.reclaims)
+        self.waiting.front().is_some_and(Part::brings_data)
     }
 
     /// Stops the log for good; the first reason stays, unless it is that the volume was closed.

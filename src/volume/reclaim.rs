@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use super::delta::Run;
 use super::io::read_store;
 use super::log::effects;
-use super::queue::{Completion, Health, Merge, Part};
+use super::queue::{Completion, Health, Merge, Part, Queue};
 use super::write::MergeGuard;
 use super::{Core, VolumeError};
 use crate::cipher::SegmentKey;
@@ -27,8 +27,8 @@ use crate::format::table::{Row, SegmentState};
 use crate::geometry::{Lba, SECTOR_LEN, SectorRange};
 use crate::payload::RECORD_LEN;
 
-/// Segments emptied before a root frees them: few, so that little of the last slots is used meanwhile.
-const VICTIMS: usize = 4;
+/// Segments emptied before a root frees them, when there is room for what was live in them.
+const VICTIMS_MAX: usize = 16;
 /// A segment that is fuller than this is not worth moving, in parts of its size.
 const WORTH_BELOW: (u64, u64) = (15, 16);
 /// Sectors moved at once: a full chunk. Smaller ones would need as much room as they give back, since
@@ -66,14 +66,39 @@ impl Core {
     }
 
     async fn empty_segments(self: &Arc<Self>, batch: &mut Batch, moved: &mut u64) -> Result<(), VolumeError> {
+        let mut emptied = 0;
+        // What moves needs slots before any comes back, and the segment behind the last must have one.
+        let victims_max = self.segments.table().available_slots().saturating_sub(1).clamp(1, VICTIMS_MAX);
         for (handle, row) in self.victims() {
-            match self.empty_segment(handle, &row, batch, moved).await {
+            let moves = match self.live_of(handle, &row).await {
+                Ok(moves) => moves,
                 // Damage does not get better by moving it; its sectors say so when they are read.
-                Ok(()) | Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {}
+                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => continue,
                 Err(error) => return Err(error),
+            };
+            // All or nothing: what is left behind would keep the segment, and the rest moved for nothing.
+            if self.any_busy(&moves) {
+                continue;
+            }
+            for (run, records) in moves {
+                batch.sectors += run.sectors.count;
+                batch.moves.push((run, records));
+                if batch.sectors >= MOVED_AT_ONCE {
+                    self.relocate(batch, moved).await?;
+                }
+            }
+            emptied += 1;
+            if emptied == victims_max {
+                break;
             }
         }
         self.relocate(batch, moved).await
+    }
+
+    /// Whether any of these sectors is being changed right now.
+    fn any_busy(&self, moves: &[(Run, BytesMut)]) -> bool {
+        let queue = self.queue();
+        moves.iter().any(|(run, _)| is_busy(&queue, run.sectors))
     }
 
     fn victims(&self) -> Vec<(Handle, Row)> {
@@ -92,20 +117,15 @@ impl Core {
             .map(|(handle, row)| (handle, *row))
             .collect();
         found.sort_by_key(|(_, row)| row.live);
-        found.truncate(VICTIMS);
         found
     }
 
-    async fn empty_segment(
-        self: &Arc<Self>,
-        handle: Handle,
-        row: &Row,
-        batch: &mut Batch,
-        moved: &mut u64,
-    ) -> Result<(), VolumeError> {
+    /// What the index still finds in a segment, opened.
+    async fn live_of(&self, handle: Handle, row: &Row) -> Result<Vec<(Run, BytesMut)>, VolumeError> {
         let len = usize::try_from(row.bytes).expect("segments are at most 64 MiB");
         let bytes = read_store(&*self.store, row.phys, len).await?;
         let key = self.segments.key(row.kind, row.uid);
+        let mut moves = Vec::new();
         let mut offset = SEGMENT_HEADER_LEN;
         while let Some(prefix) = bytes.get(offset..).and_then(|rest| rest.first_chunk::<PREFIX_LEN>()) {
             let room = (bytes.len() - offset) as u64;
@@ -118,17 +138,12 @@ impl Core {
                     continue;
                 }
                 for live in self.still_there(run).await? {
-                    let records = open_records(&key, row.phys, live, &bytes)?;
-                    batch.sectors += live.sectors.count;
-                    batch.moves.push((live, records));
-                }
-                if batch.sectors >= MOVED_AT_ONCE {
-                    self.relocate(batch, moved).await?;
+                    moves.push((live, open_records(&key, row.phys, live, &bytes)?));
                 }
             }
             offset += prefix.chunk_bytes as usize;
         }
-        Ok(())
+        Ok(moves)
     }
 
     /// Puts those sectors of a batch into the log that still lie where they were read.
@@ -187,10 +202,7 @@ impl Core {
     /// moving them pointless.
     fn hold(&self, sectors: SectorRange) -> Option<MergeGuard<'_>> {
         let mut queue = self.queue();
-        let busy = queue.merge_over(sectors).is_some()
-            || queue.in_flight_over(sectors)
-            || queue.waiting.iter().any(|part| part.sectors.overlaps(sectors));
-        if busy {
+        if is_busy(&queue, sectors) {
             return None;
         }
         let id = queue.next_merge_id;
@@ -237,4 +249,10 @@ fn open_records(key: &SegmentKey, phys: u64, run: Run, segment: &[u8]) -> Result
             .map_err(|_| VolumeError::damaged("sector", phys + at, FormatError::Authentication("sector")))?;
     }
     Ok(records)
+}
+
+/// Whether a chunk being written, or a read-merge-write, changes any of the sectors. A change that only
+/// waits does not count: a move goes in front of it, so it stays the newer one.
+fn is_busy(queue: &Queue, sectors: SectorRange) -> bool {
+    queue.merge_over(sectors).is_some() || queue.in_flight_over(sectors)
 }

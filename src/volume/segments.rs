@@ -15,6 +15,10 @@ use crate::format::segment::SegmentKind;
 use crate::format::table::{PART_ROWS_MAX, Row, SegmentState, TablePart};
 use crate::geometry::Generation;
 
+/// Slots that no root reserves for the log: what a checkpoint of a small volume writes, twice, and the
+/// segment that it began in before.
+const INDEX_SLOTS: usize = 3;
+
 /// Changes of live bytes by handle, collected while a tree is merged and applied when its root is.
 #[derive(Default, Debug)]
 pub(super) struct LiveChange(HashMap<Handle, i64>);
@@ -255,13 +259,12 @@ impl Segments {
         }
     }
 
-    /// Picks up to `target` slots in all that the next root will reserve; at most half of those in no
-    /// use, to leave some for the index.
+    /// Picks up to `target` slots in all that the next root will reserve, leaving some for the index.
     pub(super) fn reserve(&mut self, target: usize) -> Vec<u64> {
         let unused = self.available.len()
             + self.reserving.len()
             + usize::try_from(self.free_count).unwrap_or(usize::MAX);
-        let target = target.min(unused.div_ceil(2));
+        let target = target.min(unused.saturating_sub(INDEX_SLOTS).max(unused.div_ceil(2)));
         while self.available.len() + self.reserving.len() < target {
             match self.find_free() {
                 Some(slot) => self.reserving.push_back(slot),
