@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use common::pattern::{Random, fill, filled};
-use common::programs::{call, have, outcome, program, report, run};
+use common::programs::{call, have, outcome, program, report, run, skip};
 use common::served::{EXPORT, Served, is_control_run};
 
 const KIB: u64 = 1024;
@@ -325,4 +325,57 @@ fn a_restart_between_two_sockets_keeps_unaligned_data() {
     drop(client);
     served.restart();
     assert!(served.connect().read(0, 1 << 20).unwrap() == expected, "after the restart");
+}
+
+/// docs/FORMAT.md describes what is on the store, and not only what this program makes of it.
+#[test]
+fn an_independent_reader_finds_what_was_written_through_nbd() {
+    const PYTHON: &str = "/usr/bin/python3";
+    const SIZE: u64 = 64 * MIB;
+    if is_control_run() {
+        return;
+    }
+    let found = program(PYTHON).args(["-c", "import cryptography"]).output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        skip("python3-cryptography is not installed");
+        return;
+    }
+    let mut served = Served::unix(SIZE);
+    let mut expected = vec![0; 4 << 20];
+    let mut random = Random::new(23);
+    let mut client = served.connect();
+    for stamp in 1..=300u64 {
+        // 512-byte blocks: most sectors are written in part.
+        let offset = random.below((4 << 11) - 40) * 512;
+        let len = (1 + random.below(40)) * 512;
+        let at = usize::try_from(offset).unwrap();
+        let end = usize::try_from(offset + len).unwrap();
+        if stamp % 7 == 0 {
+            client.write_zeroes(offset, u32::try_from(len).unwrap(), 0).unwrap();
+            expected[at..end].fill(0);
+        } else {
+            let data = filled(offset, end - at, stamp);
+            client.write(offset, &data, 0).unwrap();
+            expected[at..end].copy_from_slice(&data);
+        }
+    }
+    client.flush().unwrap();
+    let reads_the_same = |served: &Served, state: &str| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/format_reader.py");
+        let output = program(PYTHON)
+            .arg(script)
+            .arg(served.image())
+            .arg("--keyfile")
+            .arg(served.key())
+            .args(["--range", "0", &expected.len().to_string()])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{state}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout == expected, "{state}: other bytes");
+    };
+    served.kill9();
+    reads_the_same(&served, "the server was killed: a log only");
+    served.start();
+    assert!(served.stop().success());
+    reads_the_same(&served, "closed: a tree only");
 }
