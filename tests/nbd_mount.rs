@@ -3,11 +3,13 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use common::mounted::Disk;
 use common::programs::{call, have, may_mount, program, run};
-use common::served::Served;
+use common::served::{Listen, Served, is_control_run};
 
 const GIB: u64 = 1 << 30;
 /// The tree that is copied has about this many bytes at most, so that the test stays within a minute.
@@ -99,4 +101,30 @@ fn ext4_with_a_real_tree_survives_a_restart() {
 fn xfs_with_a_real_tree_survives_a_restart() {
     // A file system may be mounted twice under one identity only with nouuid; ours is gone before it returns.
     a_file_system_survives_a_restart(&["mkfs.xfs", "-q", "-f"], &["xfs_repair", "-n"], "discard");
+}
+
+#[test]
+fn a_volume_of_4_tib_is_made_at_once_and_stays_thin_and_light() {
+    if !may_mount() || !have(&["nbdfuse", "fusermount3", "losetup", "mkfs.xfs", "xfs_repair"]) {
+        return;
+    }
+    if is_control_run() {
+        return;
+    }
+    let begun = Instant::now();
+    let mut served = Served::formatted(4096 * GIB, Listen::Unix, None);
+    assert!(begun.elapsed() < Duration::from_secs(2), "formatting took {:?}", begun.elapsed());
+    served.start();
+    let disk = Disk::attach(&served.uri(), served.dir());
+    run(program("mkfs.xfs").args(["-q", "-f"]).arg(disk.device()));
+    run(program("xfs_repair").arg("-n").arg(disk.device()));
+    let stored = std::fs::metadata(served.image()).expect("the volume's file").blocks() * 512;
+    assert!(stored < 4096 * GIB / 100, "{stored} bytes are stored");
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", served.pid())).expect("status of the server");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("peak memory");
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    assert!(peak < 64 << 10, "{peak} KiB of memory");
+    disk.detach();
+    assert!(served.stop().success());
 }
