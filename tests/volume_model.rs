@@ -9,14 +9,10 @@
 #[path = "common/volumes.rs"]
 mod volumes;
 
-use std::sync::Arc;
-
 use proptest::prelude::*;
 use sealbd::export::{Durability, Export, ZeroMode};
 use sealbd::geometry::ByteRange;
 use sealbd::payload::Payload;
-use sealbd::store::SlotStore;
-use sealbd::store::memory::MemoryStore;
 use sealbd::volume::{OpenMode, Volume};
 use volumes::Disk;
 
@@ -200,10 +196,4 @@ async fn read_only_volumes_replay_the_log_and_write_nothing() {
     assert_eq!(refused, Err(sealbd::export::ExportError::ReadOnly));
     volume.close().await.unwrap();
     assert_eq!(disk.store.change_count(), changes);
-}
-
-#[test]
-fn memory_store_is_a_slot_store() {
-    let store: Arc<dyn SlotStore> = Arc::new(MemoryStore::new(1 << 20));
-    assert_eq!(store.capability().size, 1 << 20);
 }

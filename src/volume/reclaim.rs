@@ -1,8 +1,9 @@
 //! Getting space back from segments that are live only in part: what is live moves to the end of the
 //! log, and the next root frees the segment.
 //!
-//! A move is a read-merge-write that changes nothing: nobody else may change the sectors while
-//! it is put into the log, so a newer write can never be undone by it. Replay needs no rule of its own.
+//! A move is a read-merge-write that changes nothing: nobody else may change the sectors while it is put
+//! into the log, and it goes in front of every change that already waits, so a newer write can never be
+//! undone by it. Replay needs no rule of its own.
 //! Moves are collected into full chunks, so that what was written in small pieces takes less room.
 
 use std::collections::HashSet;

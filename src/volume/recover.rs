@@ -208,7 +208,8 @@ impl Core {
             if table.free_slots() < CLAIM_SLOTS {
                 table.release_held();
             }
-            // Slots that the old root reserved belong to the session before; take fresh ones.
+            // Any free slot will do, one that the old root reserved included: whoever reserved it has
+            // lost the store's lock. Without such a lock this would have to leave them out (§12).
             table.reserve(1);
             table.use_reserving();
         }
