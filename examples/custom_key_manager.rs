@@ -80,10 +80,10 @@ impl KeyManager for MemoryKeys {
 
     fn describe(&self, key: &WrappedKey) -> Result<KeyDescription, KeyError> {
         let version = version(key).ok_or_else(|| KeyError::Malformed("not a key of this manager".into()))?;
-        Ok(KeyDescription { text: format!("key in memory, version {version}") })
+        Ok(KeyDescription::own(format!("key in memory, version {version}")))
     }
 
-    fn rotate(&self) -> BoxFuture<'_, Result<(), KeyError>> {
+    fn rotate<'a>(&'a self, _current: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async move {
             let kek = Kek::generate()?;
             self.with(|versions| {
@@ -121,7 +121,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let first = wrap_tested(&manager, &dek, context).await?;
     report(&format!("wrapped: {} ({} bytes)", manager.describe(&first)?.text, first.wrapped.len()));
 
-    manager.rotate().await?;
+    manager.rotate(&first).await?;
     let second = wrap_tested(&manager, &dek, context).await?;
     report(&format!("rotated: {}", manager.describe(&second)?.text));
 

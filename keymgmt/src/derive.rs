@@ -1,7 +1,7 @@
 //! Wrapping under secrets of full strength (keyfiles, recovery words): KEK and fingerprint by
 //! HKDF-SHA256 (RFC 5869).
 //!
-//! Every HKDF label of this crate stands here. The salt is the volume's uuid: the same keyfile gives
+//! Every HKDF label of this crate stands here or in `stored`. The salt is the volume's uuid: the same keyfile gives
 //! every volume another KEK and another fingerprint. A slow derivation would add nothing to a
 //! secret of 256 random bits; only passphrases need one.
 
@@ -144,7 +144,8 @@ impl StrongPrivate {
     }
 }
 
-fn expand(secret: &Secret32, context: WrapContext, label: &str, out: &mut [u8]) {
+/// HKDF-SHA256 with the volume's uuid as its salt.
+pub(crate) fn expand(secret: &Secret32, context: WrapContext, label: &str, out: &mut [u8]) {
     let mut extract = HkdfExtract::<Sha256>::new(Some(&context.volume));
     extract.input_ikm(secret.expose());
     let (mut prk, hkdf) = extract.finalize();

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use crate::derive::KEYFILE;
 use crate::manager::{BoxFuture, KeyDescription, KeyError, KeyManager, SlotType, WrapContext, WrappedKey};
-use crate::secret::{Dek, Secret32};
+use crate::secret::{Dek, Secret32, SecretBytes};
 use crate::{private_file, verify};
 
 /// Size of a keyfile in bytes.
@@ -59,6 +59,22 @@ impl Keyfile {
         Ok(Self { secret })
     }
 
+    /// The keyfile that these bytes are; `from` names the place in errors.
+    ///
+    /// # Errors
+    /// [`KeyError::Secret`] when they are not exactly [`KEYFILE_LEN`].
+    pub fn from_bytes(bytes: &SecretBytes, from: &str) -> Result<Self, KeyError> {
+        let bytes = bytes.expose();
+        if bytes.len() != KEYFILE_LEN {
+            return Err(KeyError::Secret(format!("{from} is {} bytes, not {KEYFILE_LEN}", bytes.len())));
+        }
+        let Ok(secret) = Secret32::fill(|page| {
+            page.copy_from_slice(bytes);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        Ok(Self { secret })
+    }
+
     /// A keyfile that exists only in memory, for tests and for callers that keep keys elsewhere.
     #[must_use]
     pub fn from_secret(secret: Secret32) -> Self {
@@ -87,7 +103,7 @@ impl KeyManager for Keyfile {
         describe(key)
     }
 
-    fn rotate(&self) -> BoxFuture<'_, Result<(), KeyError>> {
+    fn rotate<'a>(&'a self, _current: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async { Err(verify::own_secret("a keyfile", "rotated")) })
     }
 
@@ -102,7 +118,7 @@ impl KeyManager for Keyfile {
 /// [`KeyError::Malformed`].
 pub fn describe(key: &WrappedKey) -> Result<KeyDescription, KeyError> {
     let fingerprint = KEYFILE.stored_fingerprint(key)?;
-    Ok(KeyDescription { text: format!("{KEYFILE_LEN}-byte keyfile, fingerprint {fingerprint}") })
+    Ok(KeyDescription::own(format!("{KEYFILE_LEN}-byte keyfile, fingerprint {fingerprint}")))
 }
 
 fn store(mut file: &File, path: &Path, secret: &Secret32) -> std::io::Result<()> {

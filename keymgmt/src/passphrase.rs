@@ -204,7 +204,7 @@ impl KeyManager for Passphrase {
         describe(key)
     }
 
-    fn rotate(&self) -> BoxFuture<'_, Result<(), KeyError>> {
+    fn rotate<'a>(&'a self, _current: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async { Err(verify::own_secret("a passphrase", "rotated")) })
     }
 
@@ -220,7 +220,7 @@ impl KeyManager for Passphrase {
 pub fn describe(key: &WrappedKey) -> Result<KeyDescription, KeyError> {
     verify::is_type(key, SlotType::Passphrase)?;
     let private = PassphrasePrivate::decode(&key.private)?;
-    Ok(KeyDescription { text: format!("argon2id {}", private.cost) })
+    Ok(KeyDescription::own(format!("argon2id {}", private.cost)))
 }
 
 /// Version of [`PassphrasePrivate`]'s encoding; 1 is Argon2id version 0x13.

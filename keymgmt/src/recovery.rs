@@ -102,7 +102,7 @@ impl KeyManager for Recovery {
         describe(key)
     }
 
-    fn rotate(&self) -> BoxFuture<'_, Result<(), KeyError>> {
+    fn rotate<'a>(&'a self, _current: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async { Err(verify::own_secret("a recovery key", "rotated")) })
     }
 
@@ -117,7 +117,7 @@ impl KeyManager for Recovery {
 /// [`KeyError::Malformed`].
 pub fn describe(key: &WrappedKey) -> Result<KeyDescription, KeyError> {
     let fingerprint = RECOVERY.stored_fingerprint(key)?;
-    Ok(KeyDescription { text: format!("{RECOVERY_WORDS} words, fingerprint {fingerprint}") })
+    Ok(KeyDescription::own(format!("{RECOVERY_WORDS} words, fingerprint {fingerprint}")))
 }
 
 /// The words in lower case with one space between them, whatever stood there.

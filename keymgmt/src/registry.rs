@@ -1,12 +1,16 @@
 //! Which key managers there are, by name and by keyslot type.
 //!
-//! A new manager is one file and one row in `BUILT_IN`; a program with a manager of its own adds
-//! its row with [`Registry::register`].
+//! A new manager that keeps a user's own secret is one file and one row in `BUILT_IN`, one that has
+//! settings is a row in [`crate::provider::KINDS`]; a program with a manager of its own adds its row
+//! with [`Registry::register`].
 
 use crate::keyfile::{self, Keyfile};
-use crate::manager::{KeyDescription, KeyError, KeyManager, SlotType, WrappedKey};
+use crate::manager::{KEK_URI_MAX, KeyDescription, KeyError, KeyManager, SlotType, WrappedKey};
 use crate::passphrase::{self, Argon2Cost, Passphrase};
+use crate::provider::{KINDS, Provider};
 use crate::recovery::{self, Recovery};
+use crate::request::RequestId;
+use crate::retry::Retrying;
 use crate::source::{GrammarError, Purpose, SecretReader, SecretSource};
 use crate::spec::{Argument, ArgumentKind, Spec};
 
@@ -29,7 +33,7 @@ pub struct ManagerKind {
 }
 
 /// The managers that come with sealbd, in the order in which they are told to people.
-const BUILT_IN: [ManagerKind; 3] = [
+const BUILT_IN: [ManagerKind; 4] = [
     ManagerKind {
         name: "passphrase",
         argument: ArgumentKind::Secret,
@@ -42,6 +46,13 @@ const BUILT_IN: [ManagerKind; 3] = [
         argument: ArgumentKind::Path,
         slot_type: SlotType::Keyfile,
         open: open_keyfile,
+        describe: keyfile::describe,
+    },
+    ManagerKind {
+        name: "credential",
+        argument: ArgumentKind::Credential,
+        slot_type: SlotType::Keyfile,
+        open: open_credential,
         describe: keyfile::describe,
     },
     ManagerKind {
@@ -63,6 +74,8 @@ pub struct Opening<'o, 'p> {
     pub argon2_cost: Argon2Cost,
     /// What passphrase keyslots may demand.
     pub argon2_ceiling: Argon2Cost,
+    /// Sent to services that log one, and to be logged by the caller.
+    pub request_id: RequestId,
     /// What the user should know, one sentence each; never part of a secret.
     pub warnings: Vec<String>,
 }
@@ -76,6 +89,7 @@ impl<'o, 'p> Opening<'o, 'p> {
             purpose,
             argon2_cost: Argon2Cost::DEFAULT,
             argon2_ceiling: Argon2Cost::CEILING,
+            request_id: RequestId::generate(),
             warnings: Vec::new(),
         }
     }
@@ -84,13 +98,37 @@ impl<'o, 'p> Opening<'o, 'p> {
 /// The key managers a program knows.
 pub struct Registry {
     kinds: Vec<ManagerKind>,
+    providers: Vec<Provider>,
 }
+
+/// The word before the colon of a spec that names a provider: `kms:PROVIDER[/KEY]`.
+const KMS: &str = "kms";
 
 impl Registry {
     /// The managers that come with sealbd.
     #[must_use]
     pub fn built_in() -> Self {
-        Self { kinds: BUILT_IN.to_vec() }
+        Self { kinds: BUILT_IN.to_vec(), providers: Vec::new() }
+    }
+
+    /// The same with the providers of a configuration.
+    ///
+    /// # Panics
+    /// When two have one name; a configuration cannot say so.
+    #[must_use]
+    pub fn with_providers(mut self, providers: Vec<Provider>) -> Self {
+        for (index, provider) in providers.iter().enumerate() {
+            let twice = providers[..index].iter().any(|other| other.name == provider.name);
+            assert!(!twice, "two providers named {}", provider.name);
+        }
+        self.providers = providers;
+        self
+    }
+
+    /// The providers of the configuration.
+    #[must_use]
+    pub fn providers(&self) -> &[Provider] {
+        &self.providers
     }
 
     /// Adds a kind of manager.
@@ -99,7 +137,7 @@ impl Registry {
     /// When the name is taken.
     pub fn register(&mut self, kind: ManagerKind) {
         assert!(
-            self.kinds.iter().all(|known| known.name != kind.name),
+            kind.name != KMS && self.kinds.iter().all(|known| known.name != kind.name),
             "two key managers named {}",
             kind.name
         );
@@ -111,7 +149,7 @@ impl Registry {
     pub fn forms(&self) -> String {
         let forms: Vec<_> =
             self.kinds.iter().map(|kind| format!("{}:{}", kind.name, kind.argument.placeholder())).collect();
-        forms.join(", ")
+        format!("{}, {KMS}:PROVIDER[/KEY]", forms.join(", "))
     }
 
     /// Reads a spec. A manager that takes a SECRET may stand alone and then prompts.
@@ -123,9 +161,32 @@ impl Registry {
             Some((name, argument)) => (name, Some(argument)),
             None => (text, None),
         };
+        if name == KMS {
+            return self.parse_kms(argument);
+        }
         let unknown = || GrammarError::UnknownManager { known: self.forms() };
         let kind = self.kinds.iter().find(|kind| kind.name == name).ok_or_else(unknown)?;
         Ok(Spec { manager: kind.name, argument: kind.argument.parse(kind.name, argument)? })
+    }
+
+    fn parse_kms(&self, argument: Option<&str>) -> Result<Spec, GrammarError> {
+        let known =
+            || self.providers.iter().map(|provider| provider.name.as_str()).collect::<Vec<_>>().join(", ");
+        let argument = argument.unwrap_or_default();
+        let (name, key) = match argument.split_once('/') {
+            Some((name, key)) => (name, Some(key)),
+            None => (argument, None),
+        };
+        let plain = |key: &str| {
+            !key.is_empty() && key.len() <= KEK_URI_MAX && key.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        if !key.is_none_or(plain) {
+            return Err(GrammarError::NotAKey);
+        }
+        let provider = self.providers.iter().find(|provider| provider.name == name);
+        let provider = provider.ok_or_else(|| GrammarError::UnknownProvider { known: known() })?;
+        let (provider, key) = (provider.name.clone(), key.map(str::to_owned));
+        Ok(Spec { manager: KMS, argument: Argument::Key { provider, key } })
     }
 
     /// Makes the manager of a spec ready for use; its secret is read now. Blocks while somebody is asked.
@@ -133,6 +194,13 @@ impl Registry {
     /// # Errors
     /// Any [`KeyError`]; [`KeyError::Unsupported`] when the spec is of another registry.
     pub fn open(&self, spec: &Spec, opening: &mut Opening<'_, '_>) -> Opened {
+        if let Argument::Key { provider, key } = &spec.argument {
+            let provider = self.providers.iter().find(|known| known.name == *provider).ok_or_else(|| {
+                KeyError::Unsupported(format!("no provider {provider} in the configuration"))
+            })?;
+            let manager = provider.open(key.as_deref(), opening)?;
+            return Ok(Box::new(Retrying::new(manager, provider.bounds.retry_for)));
+        }
         let kind = self.kinds.iter().find(|kind| kind.name == spec.manager).ok_or_else(|| {
             KeyError::Unsupported(format!("no key manager {}; known are {}", spec.manager, self.forms()))
         })?;
@@ -144,10 +212,16 @@ impl Registry {
     /// # Errors
     /// [`KeyError::Malformed`]; [`KeyError::Unsupported`] when no manager here makes such keyslots.
     pub fn describe(&self, key: &WrappedKey) -> Result<KeyDescription, KeyError> {
-        let kind = self.kinds.iter().find(|kind| kind.slot_type == key.slot_type).ok_or_else(|| {
-            KeyError::Unsupported(format!("no key manager here makes {} keyslots", key.slot_type.name()))
+        let slot_type = key.slot_type;
+        let own = self.kinds.iter().find(|kind| kind.slot_type == slot_type).map(|kind| kind.describe);
+        let provided = || KINDS.iter().find(|kind| kind.slot_type == slot_type).map(|kind| kind.describe);
+        let describe = own.or_else(provided).ok_or_else(|| {
+            let (name, number) = (slot_type.name(), slot_type.number());
+            KeyError::Unsupported(format!(
+                "no key manager in this build makes {name} keyslots (type {number})"
+            ))
         })?;
-        (kind.describe)(key)
+        describe(key)
     }
 }
 
@@ -165,6 +239,15 @@ fn open_keyfile(argument: &Argument, _: &mut Opening<'_, '_>) -> Opened {
     Ok(Box::new(Keyfile::open(path)?))
 }
 
+fn open_credential(argument: &Argument, opening: &mut Opening<'_, '_>) -> Opened {
+    let Argument::Credential(name) = argument else {
+        return Err(KeyError::Unsupported("credential needs a name".to_owned()));
+    };
+    let source = SecretSource::Credential(name.clone());
+    let input = opening.reader.read(&source, "credential", Purpose::Unlock)?;
+    Ok(Box::new(Keyfile::from_bytes(&input.secret, &source.to_string())?))
+}
+
 fn open_recovery(argument: &Argument, opening: &mut Opening<'_, '_>) -> Opened {
     // A newline at the end is no part of the words, so a warning about one would be wrong. And words
     // are typed from paper whatever they are for, so nobody is asked for them twice.
@@ -175,7 +258,7 @@ fn open_recovery(argument: &Argument, opening: &mut Opening<'_, '_>) -> Opened {
 fn secret_source(argument: &Argument) -> Result<&SecretSource, KeyError> {
     match argument {
         Argument::Secret(source) => Ok(source),
-        Argument::Path(_) | Argument::Uri(_) => {
+        Argument::Path(_) | Argument::Credential(_) | Argument::Key { .. } => {
             Err(KeyError::Unsupported("this key manager needs a secret source".to_owned()))
         }
     }
@@ -205,7 +288,7 @@ mod tests {
     #[test]
     fn a_secret_in_place_of_a_spec_is_refused_and_never_echoed() {
         let registry = Registry::built_in();
-        let known = "passphrase:SECRET, keyfile:PATH, recovery:SECRET";
+        let known = "passphrase:SECRET, keyfile:PATH, credential:NAME, recovery:SECRET, kms:PROVIDER[/KEY]";
         for text in ["hunter2", "hunter2:x", "Passphrase:prompt", ""] {
             let error = registry.parse(text).unwrap_err();
             assert_eq!(error, GrammarError::UnknownManager { known: known.to_owned() });

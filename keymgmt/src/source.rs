@@ -35,8 +35,17 @@ pub enum GrammarError {
     #[error("fd: needs the number of an open file descriptor")]
     NotADescriptor,
     /// What follows `cred:` is not a plain file name.
-    #[error("cred: needs the name of a credential, without slashes")]
+    #[error("a credential is named as in systemd.exec(5), without slashes")]
     NotACredential,
+    /// Not the name of a key in a manager.
+    #[error("a key in a key manager is named by printable characters, at most 256")]
+    NotAKey,
+    /// Not a provider of the configuration.
+    #[error("no provider of that name in the configuration; known are: {known}")]
+    UnknownProvider {
+        /// The names that are known, separated by commas.
+        known: String,
+    },
     /// Not a key manager that is known.
     #[error("no key manager of that name; known are {known}")]
     UnknownManager {
@@ -234,7 +243,7 @@ fn descriptor(text: &str) -> Option<u32> {
     i32::try_from(number).is_ok().then_some(number)
 }
 
-fn is_credential_name(name: &str) -> bool {
+pub(crate) fn is_credential_name(name: &str) -> bool {
     let plain = !name.is_empty() && name.len() <= CREDENTIAL_NAME_MAX && name != "." && name != "..";
     plain && !name.contains(['/', '\0'])
 }

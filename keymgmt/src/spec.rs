@@ -1,11 +1,12 @@
-//! What names a key manager on the command line: SPEC = `passphrase:SECRET | keyfile:PATH | recovery:SECRET`.
+//! What names a key manager on the command line: SPEC = `passphrase:SECRET | keyfile:PATH |
+//! credential:NAME | recovery:SECRET | kms:PROVIDER[/KEY]`.
 //!
 //! A spec holds where a secret is, never a secret; text that does not parse is never echoed.
 
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::source::{GrammarError, SecretSource};
+use crate::source::{GrammarError, SecretSource, is_credential_name};
 
 /// What stands after the colon of a spec.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,8 +15,16 @@ pub enum Argument {
     Secret(SecretSource),
     /// A path of this host.
     Path(PathBuf),
-    /// The name of a key in a manager elsewhere; holds nothing secret.
-    Uri(String),
+    /// The name of a credential of the service manager (systemd.exec(5)) that holds 32 bytes.
+    Credential(String),
+    /// A provider of the configuration, and a key in it; holds nothing secret.
+    Key {
+        /// The provider's name.
+        provider: String,
+        /// The key as the manager names it; without one, whichever the keyslot names, and new ones where
+        /// the manager makes them.
+        key: Option<String>,
+    },
 }
 
 /// Which kind of argument a manager takes.
@@ -25,8 +34,8 @@ pub enum ArgumentKind {
     Secret,
     /// PATH; must be there.
     Path,
-    /// URI; must be there.
-    Uri,
+    /// NAME; must be there.
+    Credential,
 }
 
 impl ArgumentKind {
@@ -36,7 +45,7 @@ impl ArgumentKind {
         match self {
             Self::Secret => "SECRET",
             Self::Path => "PATH",
-            Self::Uri => "URI",
+            Self::Credential => "NAME",
         }
     }
 
@@ -48,9 +57,13 @@ impl ArgumentKind {
         match (self, text) {
             (Self::Secret, None) => Ok(Argument::Secret(SecretSource::Prompt)),
             (Self::Secret, Some(text)) => text.parse().map(Argument::Secret),
-            (Self::Path | Self::Uri, None | Some("")) => Err(GrammarError::NoPath(manager)),
+            (Self::Path, None | Some("")) => Err(GrammarError::NoPath(manager)),
             (Self::Path, Some(text)) => Ok(Argument::Path(PathBuf::from(text))),
-            (Self::Uri, Some(text)) => Ok(Argument::Uri(text.to_owned())),
+            (Self::Credential, text) => {
+                let name =
+                    text.filter(|name| is_credential_name(name)).ok_or(GrammarError::NotACredential)?;
+                Ok(Argument::Credential(name.to_owned()))
+            }
         }
     }
 }
@@ -69,7 +82,9 @@ impl fmt::Display for Spec {
         match &self.argument {
             Argument::Secret(source) => write!(f, "{}:{source}", self.manager),
             Argument::Path(path) => write!(f, "{}:{}", self.manager, path.display()),
-            Argument::Uri(uri) => write!(f, "{}:{uri}", self.manager),
+            Argument::Credential(name) => write!(f, "{}:{name}", self.manager),
+            Argument::Key { provider, key: None } => write!(f, "{}:{provider}", self.manager),
+            Argument::Key { provider, key: Some(key) } => write!(f, "{}:{provider}/{key}", self.manager),
         }
     }
 }

@@ -92,8 +92,8 @@ mod tests {
             self.0.describe(key)
         }
 
-        fn rotate(&self) -> BoxFuture<'_, Result<(), KeyError>> {
-            self.0.rotate()
+        fn rotate<'a>(&'a self, current: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
+            self.0.rotate(current)
         }
 
         fn destroy<'a>(&'a self, key: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {

@@ -2,7 +2,8 @@
 //!
 //! A wrapped DEK is nonce(12) ‖ ciphertext(32) ‖ tag(16). The additional authenticated data is
 //! uuid(16) ‖ epoch u32 ‖ suite u32 ‖ slot type u8, little endian (docs/FORMAT.md §2), so that a
-//! keyslot copied to another volume, epoch, suite or type does not unwrap.
+//! keyslot copied to another volume, epoch, suite or type does not unwrap. Managers that keep a key's
+//! name and version in the keyslot have these authenticated, too, behind the rest.
 //!
 //! Nonce budget: the nonce is 96 random bits, for which SP 800-38D §8.3 allows 2^32 uses of one
 //! key. A KEK here belongs to one volume and one secret (passphrases even have a new salt and so a
@@ -32,9 +33,14 @@ pub fn wrap_dek(
     context: WrapContext,
     slot_type: SlotType,
 ) -> Result<[u8; WRAPPED_LEN], KeyError> {
+    wrap_bound(kek, dek, &aad(context, slot_type))
+}
+
+/// As [`wrap_dek`], with all of the additional authenticated data given.
+pub(crate) fn wrap_bound(kek: &Kek, dek: &Dek, aad: &[u8]) -> Result<[u8; WRAPPED_LEN], KeyError> {
     let mut nonce = [0; NONCE_LEN];
     fill_random(&mut nonce)?;
-    Ok(wrap_with_nonce(kek, dek, context, slot_type, nonce))
+    Ok(wrap_with_nonce(kek, dek, aad, nonce))
 }
 
 /// Unwraps a DEK. `Ok(None)` means that it was not wrapped under this KEK for this context, or was
@@ -48,6 +54,11 @@ pub fn unwrap_dek(
     context: WrapContext,
     slot_type: SlotType,
 ) -> Result<Option<Dek>, KeyError> {
+    unwrap_bound(kek, wrapped, &aad(context, slot_type))
+}
+
+/// As [`unwrap_dek`], with all of the additional authenticated data given.
+pub(crate) fn unwrap_bound(kek: &Kek, wrapped: &[u8], aad: &[u8]) -> Result<Option<Dek>, KeyError> {
     let wrapped: &[u8; WRAPPED_LEN] = wrapped.try_into().map_err(|_| {
         KeyError::Malformed(format!("the wrapped key is {} bytes, not {WRAPPED_LEN}", wrapped.len()))
     })?;
@@ -56,32 +67,17 @@ pub fn unwrap_dek(
     let tag: &[u8; TAG_LEN] = tag.try_into().expect("16 bytes are left");
     let opened = Secret32::fill(|bytes| {
         bytes.copy_from_slice(ciphertext);
-        cipher(kek).decrypt_inout_detached(
-            nonce.into(),
-            &aad(context, slot_type),
-            bytes.as_mut_slice().into(),
-            tag.into(),
-        )
+        cipher(kek).decrypt_inout_detached(nonce.into(), aad, bytes.as_mut_slice().into(), tag.into())
     });
     Ok(opened.ok().map(Dek))
 }
 
-fn wrap_with_nonce(
-    kek: &Kek,
-    dek: &Dek,
-    context: WrapContext,
-    slot_type: SlotType,
-    nonce: [u8; NONCE_LEN],
-) -> [u8; WRAPPED_LEN] {
+fn wrap_with_nonce(kek: &Kek, dek: &Dek, aad: &[u8], nonce: [u8; NONCE_LEN]) -> [u8; WRAPPED_LEN] {
     let mut wrapped = [0; WRAPPED_LEN];
     wrapped[..NONCE_LEN].copy_from_slice(&nonce);
     let sealed = Secret32::fill(|bytes| {
         bytes.copy_from_slice(dek.0.expose());
-        let tag = cipher(kek).encrypt_inout_detached(
-            (&nonce).into(),
-            &aad(context, slot_type),
-            bytes.as_mut_slice().into(),
-        )?;
+        let tag = cipher(kek).encrypt_inout_detached((&nonce).into(), aad, bytes.as_mut_slice().into())?;
         wrapped[NONCE_LEN + 32..].copy_from_slice(&tag);
         Ok::<(), aes_gcm::Error>(())
     })
@@ -94,10 +90,10 @@ fn cipher(kek: &Kek) -> Aes256Gcm {
     Aes256Gcm::new(kek.0.expose().into())
 }
 
-fn aad(context: WrapContext, slot_type: SlotType) -> [u8; AAD_LEN] {
+pub(crate) fn aad(context: WrapContext, slot_type: SlotType) -> [u8; AAD_LEN] {
     let mut aad = [0; AAD_LEN];
     aad[..AAD_LEN - 1].copy_from_slice(&context.aad());
-    aad[AAD_LEN - 1] = slot_type as u8;
+    aad[AAD_LEN - 1] = slot_type.number();
     aad
 }
 
@@ -115,7 +111,7 @@ mod tests {
         assert_eq!(IKM, ascending(0x80));
         let kek = Kek(Secret32::take(&mut hex(KEYFILE_KEK)));
         let dek = Dek::take(&mut ascending(0x40));
-        let wrapped = wrap_with_nonce(&kek, &dek, CONTEXT, SlotType::Keyfile, ascending(0xc0));
+        let wrapped = wrap_with_nonce(&kek, &dek, &aad(CONTEXT, SlotType::Keyfile), ascending(0xc0));
         assert_eq!(wrapped, hex(WRAPPED));
         let unwrapped = unwrap_dek(&kek, &wrapped, CONTEXT, SlotType::Keyfile).unwrap().unwrap();
         assert!(unwrapped.matches(&dek));

@@ -173,6 +173,15 @@ impl From<KeyError> for Failure {
             KeyError::Denied(_) => {
                 Self::new(EXIT_KMS_DENIED, "kms_denied", message, "ask the key manager's administrator")
             }
+            KeyError::Untrusted(_) => Self::new(
+                EXIT_KMS_DENIED,
+                "kms_untrusted",
+                message,
+                "check the provider's address and tls settings, and who answers there",
+            ),
+            KeyError::Settings(_) => {
+                Self::usage(message, "correct the provider's settings, then sealbd kms test")
+            }
             KeyError::Unsupported(_) => Self::usage(message, "sealbd --help shows the forms of SPEC"),
         }
     }
@@ -216,6 +225,18 @@ impl From<VolumeError> for Failure {
             VolumeError::NoKeyFits(_) => {
                 Self::no_key(message, "sealbd key list BACKEND shows which keys there are")
             }
+            VolumeError::KeyManagerUnreachable(_) => Self::new(
+                EXIT_KMS_UNREACHABLE,
+                "kms_unreachable",
+                message,
+                "sealbd kms test tells more; sealbd key list BACKEND shows which other keys open the volume",
+            ),
+            VolumeError::KeyManagerDenied(_) => Self::new(
+                EXIT_KMS_DENIED,
+                "kms_denied",
+                message,
+                "ask the key manager's administrator; sealbd key list BACKEND shows which other keys open the volume",
+            ),
             VolumeError::KeyTooCostly(_) => {
                 Self::new(EXIT_MEMORY, "kdf_cost", message, "use another keyslot, or a host with more memory")
             }

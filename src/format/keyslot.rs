@@ -51,7 +51,7 @@ impl Keyslot {
         if let Some(Self { state, epoch, created, priority, key, commit }) = slot {
             let WrappedKey { slot_type, kek_uri, wrapped, private } = key;
             out.put_u8(*state as u8);
-            out.put_u8(*slot_type as u8);
+            out.put_u8(slot_type.number());
             out.put_u16(0); // flags
             out.put_u32(*epoch);
             out.put_u64(*created);
@@ -86,8 +86,7 @@ impl Keyslot {
             3 => KeyslotState::Destroyed,
             other => return Err(reader.field("state", u64::from(other))),
         };
-        let number = reader.u8()?;
-        let slot_type = SlotType::from_u8(number).ok_or(reader.field("type", u64::from(number)))?;
+        let slot_type = SlotType::from_u8(reader.u8()?);
         reader.zeros(2)?;
         let epoch = reader.u32()?;
         let created = reader.u64()?;

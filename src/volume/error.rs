@@ -57,6 +57,12 @@ pub enum VolumeError {
     /// No keyslot could be unwrapped; a line per slot says why.
     #[error("no key fits: {}", .0.join("; "))]
     NoKeyFits(Vec<String>),
+    /// No keyslot could be unwrapped, and at least one of them because its key manager cannot be reached.
+    #[error("no key fits, and a key manager is unreachable: {}", .0.join("; "))]
+    KeyManagerUnreachable(Vec<String>),
+    /// No keyslot could be unwrapped, and at least one of them because its key manager says no.
+    #[error("no key fits, and a key manager refuses: {}", .0.join("; "))]
+    KeyManagerDenied(Vec<String>),
     /// A keyslot demands more than is allowed.
     #[error("no key fits, and a keyslot demands too much: {}", .0.join("; "))]
     KeyTooCostly(Vec<String>),

@@ -168,17 +168,36 @@ impl HeaderCopies {
 #[derive(Default)]
 struct Reasons {
     lines: Vec<String>,
+    unreachable: bool,
+    denied: bool,
     too_costly: bool,
 }
 
 impl Reasons {
+    fn add(&mut self, slot: &str, error: &KeyError) {
+        match error {
+            KeyError::Unreachable(_) => self.unreachable = true,
+            KeyError::Denied(_) | KeyError::Untrusted(_) => self.denied = true,
+            KeyError::CostTooHigh { .. } | KeyError::OutOfMemory(_) => self.too_costly = true,
+            KeyError::Secret(_)
+            | KeyError::Malformed(_)
+            | KeyError::Settings(_)
+            | KeyError::Unsupported(_) => {}
+        }
+        self.lines.push(format!("{slot}: {error}"));
+    }
+
+    /// What may be mended by trying again comes first, then what others have to mend.
     fn into_error(self) -> VolumeError {
-        match self {
-            Self { lines, too_costly: true } => VolumeError::KeyTooCostly(lines),
-            Self { lines, .. } if lines.is_empty() => {
-                VolumeError::NoKeyFits(vec!["no keyslot is in use".into()])
-            }
-            Self { lines, .. } => VolumeError::NoKeyFits(lines),
+        let Self { mut lines, unreachable, denied, too_costly } = self;
+        if lines.is_empty() {
+            lines.push("no keyslot is in use".into());
+        }
+        match (unreachable, denied, too_costly) {
+            (true, ..) => VolumeError::KeyManagerUnreachable(lines),
+            (_, true, _) => VolumeError::KeyManagerDenied(lines),
+            (.., true) => VolumeError::KeyTooCostly(lines),
+            _ => VolumeError::NoKeyFits(lines),
         }
     }
 }
@@ -191,10 +210,10 @@ async fn try_slot(
     managers: &[Box<dyn KeyManager>],
     reasons: &mut Reasons,
 ) -> Option<(Dek, VolumeKeys)> {
-    let name = slot.key.slot_type.name();
+    let name = format!("slot {number} ({})", slot.key.slot_type.name());
     let fitting: Vec<_> = managers.iter().filter(|m| m.slot_type() == slot.key.slot_type).collect();
     if fitting.is_empty() {
-        reasons.lines.push(format!("slot {number} ({name}): no such key was given"));
+        reasons.lines.push(format!("{name}: no such key was given"));
     }
     for manager in fitting {
         match manager.unwrap(&slot.key, wrap_context(header)).await {
@@ -203,16 +222,10 @@ async fn try_slot(
                 if keys.commit().ct_eq(&slot.commit).into() {
                     return Some((dek, keys));
                 }
-                reasons
-                    .lines
-                    .push(format!("slot {number} ({name}): the keyslot was altered (commitment differs)"));
+                reasons.lines.push(format!("{name}: the keyslot was altered (commitment differs)"));
             }
-            Ok(None) => reasons.lines.push(format!("slot {number} ({name}): the key does not fit")),
-            Err(error) => {
-                reasons.too_costly |=
-                    matches!(error, KeyError::CostTooHigh { .. } | KeyError::OutOfMemory(_));
-                reasons.lines.push(format!("slot {number} ({name}): {error}"));
-            }
+            Ok(None) => reasons.lines.push(format!("{name}: the key does not fit")),
+            Err(error) => reasons.add(&name, &error),
         }
     }
     None

@@ -127,10 +127,10 @@ impl KeyManager for FixedKey {
     }
 
     fn describe(&self, _: &WrappedKey) -> Result<KeyDescription, KeyError> {
-        Ok(KeyDescription { text: "fixed".into() })
+        Ok(KeyDescription::own("fixed".into()))
     }
 
-    fn rotate(&self) -> BoxFuture<'_, Result<(), KeyError>> {
+    fn rotate<'a>(&'a self, _current: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async { Err(KeyError::Unsupported("fixed".into())) })
     }
 

@@ -1,0 +1,10 @@
+//! One suite, every manager: what `KeyManager` promises is held here for each of them.
+//!
+//! `suite` has the checks, a file per manager has its subjects and what is special about it. Managers of
+//! services are tested against the real service, started by a script of `keymgmt/tests/services`.
+
+#![expect(clippy::unwrap_used, reason = "the functions that set a test up panic as its own lines do")]
+#![expect(clippy::print_stdout, reason = "the last check that was begun is shown when a test fails")]
+
+mod built_in;
+mod suite;
