@@ -5,6 +5,7 @@
 
 mod arguments;
 mod check;
+mod context;
 mod demo;
 mod documents;
 mod format;
@@ -23,8 +24,11 @@ mod usage;
 use std::process::ExitCode;
 
 use clap::Parser;
+use keymgmt::registry::Registry;
+use keymgmt::request::RequestId;
 
 use arguments::{Arguments, Command, KeyCommand};
+use context::Context;
 use outcome::Failure;
 use output::Output;
 
@@ -53,38 +57,39 @@ pub fn main() -> ExitCode {
         }
     };
     let backend = arguments.command.backend().map(ToOwned::to_owned);
-    let result = runtime.block_on(run(arguments, &output, &hygiene));
+    let engine = match arguments.engine() {
+        Ok(engine) => engine,
+        Err(failure) => return output.fail(&failure),
+    };
+    let (registry, request_id) = (Registry::built_in(), RequestId::generate());
+    let context = Context { output, engine, hygiene, registry, request_id };
+    let result = runtime.block_on(run(arguments.command, &context));
     // A blocking read of a terminal or a store must not keep the process.
     runtime.shutdown_background();
     match result {
         Ok(code) => code,
-        Err(failure) => output.fail(&match backend {
+        Err(failure) => context.output.fail(&match backend {
             Some(backend) => failure.naming(&backend.to_string_lossy()),
             None => failure,
         }),
     }
 }
 
-async fn run(
-    arguments: Arguments,
-    output: &Output,
-    hygiene: &keymgmt::hygiene::Report,
-) -> Result<ExitCode, Failure> {
-    let engine = arguments.engine()?;
-    match arguments.command {
-        Command::Demo(options) => Box::pin(demo::run(options, output, engine)).await,
-        Command::Format(options) => format::run(options, output, engine).await,
-        Command::Serve(options) => serve::run(options, output, engine, hygiene).await,
-        Command::Dump(options) => inspect::dump(&options, output).await,
-        Command::Uuid(options) => inspect::uuid(&options, output).await,
-        Command::Status(options) => inspect::status(&options, output, engine).await,
-        Command::Check(options) => check::run(&options, output, engine).await,
-        Command::Key(KeyCommand::Add(options)) => key::add(&options, output, engine).await,
-        Command::Key(KeyCommand::Change(options)) => Box::pin(key::change(&options, output, engine)).await,
-        Command::Key(KeyCommand::Remove(options)) => Box::pin(key::remove(&options, output, engine)).await,
-        Command::Key(KeyCommand::List(options)) => key::list(&options, output).await,
-        Command::Key(KeyCommand::Test(options)) => key::test(&options, output, engine).await,
-        Command::Header(command) => Box::pin(header::run(command, output, engine)).await,
+async fn run(command: Command, context: &Context) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Demo(options) => Box::pin(demo::run(options, context)).await,
+        Command::Format(options) => format::run(options, context).await,
+        Command::Serve(options) => serve::run(options, context).await,
+        Command::Dump(options) => inspect::dump(&options, context).await,
+        Command::Uuid(options) => inspect::uuid(&options, context).await,
+        Command::Status(options) => inspect::status(&options, context).await,
+        Command::Check(options) => check::run(&options, context).await,
+        Command::Key(KeyCommand::Add(options)) => key::add(&options, context).await,
+        Command::Key(KeyCommand::Change(options)) => Box::pin(key::change(&options, context)).await,
+        Command::Key(KeyCommand::Remove(options)) => Box::pin(key::remove(&options, context)).await,
+        Command::Key(KeyCommand::List(options)) => key::list(&options, context).await,
+        Command::Key(KeyCommand::Test(options)) => key::test(&options, context).await,
+        Command::Header(command) => Box::pin(header::run(command, context)).await,
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { directory } => documents::man(directory.as_deref()),
     }

@@ -5,30 +5,25 @@ use std::process::ExitCode;
 use keymgmt::source::Purpose;
 
 use super::arguments::CheckOptions;
+use super::context::Context;
 use super::open;
 use super::outcome::{EXIT_INTEGRITY, Failure};
-use super::output::Output;
-use crate::cipher::Engine;
 use crate::store::Access;
 use crate::volume::{OpenMode, Volume};
 
 /// Runs the command: exit 0 when nothing is wrong, 8 when something is.
-pub(super) async fn run(
-    options: &CheckOptions,
-    output: &Output,
-    engine: Engine,
-) -> Result<ExitCode, Failure> {
+pub(super) async fn run(options: &CheckOptions, context: &Context) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadOnly).await?;
-    let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
-    let unlocked = backend.unlock(&managers, output, engine).await?;
+    let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
+    let unlocked = backend.unlock(&managers, context).await?;
     let volume = Volume::open(backend.store.clone(), unlocked, OpenMode::ReadOnly)
         .await
         .map_err(|error| Failure::from(error).of(&backend.uri))?;
-    let bar = output.progress("checking", volume.header().export_bytes);
+    let bar = context.output.progress("checking", volume.header().export_bytes);
     let report = volume.check(options.deep, |at| bar.set_position(at)).await;
     bar.finish_and_clear();
     let report = report.map_err(|error| Failure::from(error).of(&backend.uri))?;
-    output.result(&report, || {
+    context.output.result(&report, || {
         let mut text = format!("{} index pages, {} sectors mapped", report.pages, report.mapped_sectors);
         if options.deep {
             text.push_str(&format!(", {} sectors authenticated", report.verified_sectors));
@@ -48,6 +43,6 @@ pub(super) async fn run(
         format!("{}: damaged, see the report", backend.uri),
         "restore the backend; until then sealbd serve BACKEND --slot SPEC --read-only gives what still reads",
     );
-    output.tell(&failure.of(&backend.uri));
+    context.output.tell(&failure.of(&backend.uri));
     Ok(ExitCode::from(EXIT_INTEGRITY))
 }

@@ -14,9 +14,9 @@ use keymgmt::manager::KeyManager;
 use rustix::fs::SeekFrom;
 
 use super::arguments::DemoOptions;
+use super::context::Context;
 use super::inspect;
 use super::outcome::Failure;
-use super::output::Output;
 use super::size::show_size;
 use crate::cipher::Engine;
 use crate::server::{Limits, Listener, Server};
@@ -37,7 +37,8 @@ const LOOKED_FOR: usize = 16;
 const WRITTEN: usize = 1 << 20;
 
 /// Runs the demonstration; with `--check` it ends after its own check.
-pub(super) async fn run(options: DemoOptions, output: &Output, engine: Engine) -> Result<ExitCode, Failure> {
+pub(super) async fn run(options: DemoOptions, context: &Context) -> Result<ExitCode, Failure> {
+    let engine = context.engine;
     let made = tempfile::Builder::new().prefix("sealbd-demo-").tempdir();
     let directory = made.map_err(|error| temporary(&error))?;
     let at = directory.path().to_owned();
@@ -95,7 +96,7 @@ pub(super) async fn run(options: DemoOptions, output: &Output, engine: Engine) -
             return Ok(());
         }
         attach_help(&socket, &backend, &new_key);
-        output.note("serving until Ctrl-C");
+        context.output.note("serving until Ctrl-C");
         let _ = tokio::signal::ctrl_c().await;
         Ok(())
     })

@@ -5,17 +5,15 @@ use std::sync::Arc;
 
 use keymgmt::manager::{KeyManager, SlotType};
 use keymgmt::recovery::Recovery;
-use keymgmt::registry::Registry;
 use keymgmt::source::Purpose;
 use serde::Serialize;
 
 use super::arguments::FormatOptions;
+use super::context::Context;
 use super::outcome::Failure;
-use super::output::Output;
 use super::size::show_size;
 use super::terminal::confirm;
 use super::{inspect, open};
-use crate::cipher::Engine;
 use crate::format::header::{EXPORT_BYTES_MAX, Header, LABEL_LEN};
 use crate::geometry::SECTOR_BYTES;
 use crate::store::file::Existing;
@@ -53,11 +51,7 @@ struct SlotReport {
 }
 
 /// Runs the command.
-pub(super) async fn run(
-    options: FormatOptions,
-    output: &Output,
-    engine: Engine,
-) -> Result<ExitCode, Failure> {
+pub(super) async fn run(options: FormatOptions, context: &Context) -> Result<ExitCode, Failure> {
     let uri = StoreUri::from_arg(&options.backend)?;
     if let StoreUri::Memory(_) = uri {
         return Err(open::no_memory(&uri));
@@ -71,7 +65,7 @@ pub(super) async fn run(
         ));
     }
     let plan = plan(&uri, &options).await?;
-    let mut managers = open::managers(&options.slots, Purpose::New, output)?;
+    let mut managers = context.managers(&options.slots, Purpose::New)?;
     let recovery = if options.no_recovery { None } else { Some(Recovery::generate()?) };
     let words =
         recovery.as_ref().map(|recovery| String::from_utf8_lossy(recovery.words().expose()).into_owned());
@@ -80,13 +74,13 @@ pub(super) async fn run(
     }
     let store = plan.store(&uri)?;
     let align = store.capability().physical_block.max(512);
-    let mut new = NewVolume::prepare(plan.geometry, align, &options.label, engine)?;
+    let mut new = NewVolume::prepare(plan.geometry, align, &options.label, context.engine)?;
     for manager in &managers {
         let priority = if manager.slot_type() == SlotType::Recovery { RECOVERY_PRIORITY } else { 0 };
         new.add_key(&**manager, priority).await?;
     }
     let header = new.write(store.clone()).await.map_err(|error| Failure::from(error).of(&uri))?;
-    let keyslots = test_slots(&*store, managers, engine, &header).await?;
+    let keyslots = test_slots(&*store, managers, context, &header).await?;
     let report = Report {
         volume: uri.to_string(),
         uuid: inspect::uuid_text(&header),
@@ -98,7 +92,7 @@ pub(super) async fn run(
         keyslots,
         recovery_key: words,
     };
-    output.result(&report, || prose(&report));
+    context.output.result(&report, || prose(&report));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -198,13 +192,13 @@ fn consent(uri: &StoreUri, bytes: u64, options: &FormatOptions) -> Result<(), Fa
 async fn test_slots(
     store: &dyn SlotStore,
     managers: Vec<Box<dyn KeyManager>>,
-    engine: Engine,
+    context: &Context,
     header: &Header,
 ) -> Result<Vec<SlotReport>, Failure> {
-    let registry = Registry::built_in();
+    let registry = &context.registry;
     let mut reports = Vec::new();
     for (number, manager) in managers.into_iter().enumerate() {
-        let unlocked = read_header(store).await?.unlock(engine, &[manager]).await?;
+        let unlocked = read_header(store).await?.unlock(context.engine, &[manager]).await?;
         if unlocked.header != *header {
             return Err(Failure::integrity(
                 "the header reads back differently",

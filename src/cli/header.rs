@@ -9,12 +9,11 @@ use keymgmt::source::Purpose;
 use serde::Serialize;
 
 use super::arguments::{HeaderCommand, HeaderFileOptions, HeaderRestoreOptions};
+use super::context::Context;
 use super::inspect;
 use super::open;
 use super::outcome::Failure;
-use super::output::Output;
 use super::terminal::confirm;
-use crate::cipher::Engine;
 use crate::format::header::{HEADER_LEN, UnverifiedHeader};
 use crate::store::Access;
 use crate::volume::unlock::{HeaderCopies, read_header, write_header};
@@ -29,20 +28,16 @@ struct Report {
 }
 
 /// Runs the command.
-pub(super) async fn run(
-    command: HeaderCommand,
-    output: &Output,
-    engine: Engine,
-) -> Result<ExitCode, Failure> {
+pub(super) async fn run(command: HeaderCommand, context: &Context) -> Result<ExitCode, Failure> {
     match command {
-        HeaderCommand::Backup(options) => backup(&options, output).await,
-        HeaderCommand::Restore(options) => Box::pin(restore(&options, output, engine)).await,
+        HeaderCommand::Backup(options) => backup(&options, context).await,
+        HeaderCommand::Restore(options) => Box::pin(restore(&options, context)).await,
     }
 }
 
-async fn backup(options: &HeaderFileOptions, output: &Output) -> Result<ExitCode, Failure> {
+async fn backup(options: &HeaderFileOptions, context: &Context) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::Inspect).await?;
-    let copies = backend.header(output).await?;
+    let copies = backend.header(context).await?;
     let shown = options.file.display();
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&options.file);
     let mut file = file.map_err(|error| match error.kind() {
@@ -66,7 +61,7 @@ async fn backup(options: &HeaderFileOptions, output: &Output) -> Result<ExitCode
         header_generation: header.generation,
         file: shown.to_string(),
     };
-    output.result(&report, || {
+    context.output.result(&report, || {
         format!(
             "header generation {} of {} is in {shown}\nWhoever has this file and a key of today opens the volume, \
              even after the key was removed: keep it as safe as a key.",
@@ -76,11 +71,7 @@ async fn backup(options: &HeaderFileOptions, output: &Output) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-async fn restore(
-    options: &HeaderRestoreOptions,
-    output: &Output,
-    engine: Engine,
-) -> Result<ExitCode, Failure> {
+async fn restore(options: &HeaderRestoreOptions, context: &Context) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
     let shown = options.file.display();
     let failed = |error: std::io::Error| {
@@ -92,8 +83,8 @@ async fn restore(
     let not_a_backup =
         |error| Failure::integrity(format!("{shown}: {error}"), "name a FILE that header backup made");
     let copy = UnverifiedHeader::decode(&bytes).map_err(not_a_backup)?;
-    let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
-    let unlocked = HeaderCopies::of_backup(copy).unlock(engine, &managers).await;
+    let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
+    let unlocked = HeaderCopies::of_backup(copy).unlock(context.engine, &managers).await;
     let mut unlocked = unlocked.map_err(|error| Failure::from(error).of(shown.to_string()))?;
     let uuid = inspect::uuid_text(&unlocked.header);
     // Both copies may be gone: that is what a backup is for.
@@ -125,11 +116,13 @@ async fn restore(
     let known = Volume::header_generation_of_root(&*backend.store, &unlocked).await?;
     unlocked.header.generation = unlocked.header.generation.max(present).max(known);
     write_header(&*backend.store, &mut unlocked.header, &unlocked.keys).await?;
-    let proved = read_header(&*backend.store).await?.unlock(engine, &managers).await?;
+    let proved = read_header(&*backend.store).await?.unlock(context.engine, &managers).await?;
     let header = proved.header.clone();
     Volume::open(backend.store.clone(), proved, OpenMode::ReadWrite).await?.close().await?;
     let report =
         Report { uuid, op: "header-restore", header_generation: header.generation, file: shown.to_string() };
-    output.result(&report, || format!("restored as header generation {}, tested: opens", header.generation));
+    context
+        .output
+        .result(&report, || format!("restored as header generation {}, tested: opens", header.generation));
     Ok(ExitCode::SUCCESS)
 }

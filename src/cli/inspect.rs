@@ -7,11 +7,10 @@ use keymgmt::source::Purpose;
 use serde::Serialize;
 
 use super::arguments::{BackendOption, StatusOptions};
+use super::context::Context;
 use super::open;
 use super::outcome::Failure;
-use super::output::Output;
 use super::size::show_size;
-use crate::cipher::Engine;
 use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::store::Access;
@@ -57,8 +56,7 @@ pub(super) fn uuid_text(header: &Header) -> String {
 }
 
 /// The keyslots in use.
-pub(super) fn keyslots(header: &Header) -> Vec<KeyslotReport> {
-    let registry = Registry::built_in();
+pub(super) fn keyslots(registry: &Registry, header: &Header) -> Vec<KeyslotReport> {
     let used = header.keyslots.iter().enumerate().filter_map(|(number, slot)| Some((number, slot.as_ref()?)));
     used.map(|(slot, Keyslot { state, epoch, created, priority, key, .. })| KeyslotReport {
         slot,
@@ -87,9 +85,9 @@ pub(super) fn keyslot_lines(slots: &[KeyslotReport]) -> String {
 }
 
 /// `sealbd dump`.
-pub(super) async fn dump(options: &BackendOption, output: &Output) -> Result<ExitCode, Failure> {
+pub(super) async fn dump(options: &BackendOption, context: &Context) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend, Access::Inspect).await?;
-    let copies = backend.header(output).await?;
+    let copies = backend.header(context).await?;
     let header = copies.claimed();
     let report = HeaderReport {
         uuid: uuid_text(header),
@@ -104,9 +102,9 @@ pub(super) async fn dump(options: &BackendOption, output: &Output) -> Result<Exi
         active_epoch: header.active_epoch,
         authenticated: false,
         damaged_copies: copies.bad.iter().map(|(number, _)| *number).collect(),
-        keyslots: keyslots(header),
+        keyslots: keyslots(&context.registry, header),
     };
-    output.result(&report, || {
+    context.output.result(&report, || {
         format!(
             "uuid               {}\nlabel              {}\nheader generation  {}\nsize               {} ({} bytes)\n\
              segments           {} of {}\nstore              {}\nalignment          {}\ncipher             {}\n\
@@ -130,14 +128,14 @@ pub(super) async fn dump(options: &BackendOption, output: &Output) -> Result<Exi
 }
 
 /// `sealbd uuid`.
-pub(super) async fn uuid(options: &BackendOption, output: &Output) -> Result<ExitCode, Failure> {
+pub(super) async fn uuid(options: &BackendOption, context: &Context) -> Result<ExitCode, Failure> {
     #[derive(Serialize)]
     struct Report {
         uuid: String,
     }
     let backend = open::backend(&options.backend, Access::Inspect).await?;
-    let uuid = uuid_text(backend.header(output).await?.claimed());
-    output.result(&Report { uuid: uuid.clone() }, || uuid);
+    let uuid = uuid_text(backend.header(context).await?.claimed());
+    context.output.result(&Report { uuid: uuid.clone() }, || uuid);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -153,21 +151,19 @@ struct StatusReport {
 }
 
 /// `sealbd status`.
-pub(super) async fn status(
-    options: &StatusOptions,
-    output: &Output,
-    engine: Engine,
-) -> Result<ExitCode, Failure> {
+pub(super) async fn status(options: &StatusOptions, context: &Context) -> Result<ExitCode, Failure> {
     let access = if options.slots.is_empty() { Access::Inspect } else { Access::ReadOnly };
     let backend = open::backend(&options.backend.backend, access).await?;
-    let copies = backend.header(output).await?;
+    let copies = backend.header(context).await?;
     let header = copies.claimed().clone();
     let volume = if options.slots.is_empty() {
         None
     } else {
-        let managers = open::managers(&options.slots, Purpose::Unlock, output)?;
-        let unlocked =
-            copies.unlock(engine, &managers).await.map_err(|error| Failure::from(error).of(&backend.uri))?;
+        let managers = context.managers(&options.slots, Purpose::Unlock)?;
+        let unlocked = copies
+            .unlock(context.engine, &managers)
+            .await
+            .map_err(|error| Failure::from(error).of(&backend.uri))?;
         let volume = Volume::open(backend.store.clone(), unlocked, OpenMode::ReadOnly).await;
         Some(volume.map_err(|error| Failure::from(error).of(&backend.uri))?.status())
     };
@@ -179,7 +175,7 @@ pub(super) async fn status(
         keyslots: header.keyslots.iter().flatten().count(),
         volume,
     };
-    output.result(&report, || prose(&report));
+    context.output.result(&report, || prose(&report));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,16 +6,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use keymgmt::manager::KeyManager;
-use keymgmt::registry::Registry;
 use keymgmt::source::Purpose;
 use serde::Serialize;
 
 use super::arguments::{BackendOption, KeyAddOptions, KeyRemoveOptions, KeyTestOptions};
+use super::context::Context;
 use super::inspect::{self, KeyslotReport, keyslot_lines, keyslots};
 use super::open::{self, Backend};
 use super::outcome::Failure;
-use super::output::Output;
-use crate::cipher::Engine;
 use crate::format::header::Header;
 use crate::format::keyslot::KeyslotState;
 use crate::store::{Access, SlotStore};
@@ -53,16 +51,12 @@ impl ChangeReport {
 }
 
 /// `sealbd key add`.
-pub(super) async fn add(
-    options: &KeyAddOptions,
-    output: &Output,
-    engine: Engine,
-) -> Result<ExitCode, Failure> {
+pub(super) async fn add(options: &KeyAddOptions, context: &Context) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
-    let managers = open::managers(&options.slots, Purpose::Unlock, output)?;
-    let unlocked = backend.unlock(&managers, output, engine).await?;
-    let new = new_manager(&options.new_slot, output)?;
-    let (header, slot) = stage(&backend, unlocked, new, engine).await?;
+    let managers = context.managers(&options.slots, Purpose::Unlock)?;
+    let unlocked = backend.unlock(&managers, context).await?;
+    let new = new_manager(&options.new_slot, context)?;
+    let (header, slot) = stage(&backend, unlocked, new, context).await?;
     let report = ChangeReport {
         uuid: inspect::uuid_text(&header),
         op: "key-add",
@@ -71,27 +65,23 @@ pub(super) async fn add(
         header_generation: header.generation,
         reopened: true,
     };
-    output.result(&report, || report.prose());
+    context.output.result(&report, || report.prose());
     Ok(ExitCode::SUCCESS)
 }
 
 /// `sealbd key change`: the new key is in and proved before the old one goes.
-pub(super) async fn change(
-    options: &KeyAddOptions,
-    output: &Output,
-    engine: Engine,
-) -> Result<ExitCode, Failure> {
+pub(super) async fn change(options: &KeyAddOptions, context: &Context) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
-    let managers = open::managers(&options.slots, Purpose::Unlock, output)?;
-    let unlocked = backend.unlock(&managers, output, engine).await?;
+    let managers = context.managers(&options.slots, Purpose::Unlock)?;
+    let unlocked = backend.unlock(&managers, context).await?;
     let old = unlocked.slot;
-    let new = open::managers(std::slice::from_ref(&options.new_slot), Purpose::New, output)?;
+    let new = context.managers(std::slice::from_ref(&options.new_slot), Purpose::New)?;
     let [manager] = new.as_slice() else {
         return Err(Failure::usage("one new key is needed", "--new-slot SPEC"));
     };
     let (_, slot) = add_to(&backend, unlocked, &**manager).await?;
-    let proved = reopen(&*backend.store, &new, engine, slot).await?;
-    let header = retire(&backend, proved, old, &new, engine).await?;
+    let proved = reopen(&*backend.store, &new, context, slot).await?;
+    let header = retire(&backend, proved, old, &new, context).await?;
     let report = ChangeReport {
         uuid: inspect::uuid_text(&header),
         op: "key-change",
@@ -100,19 +90,15 @@ pub(super) async fn change(
         header_generation: header.generation,
         reopened: true,
     };
-    output.result(&report, || report.prose());
+    context.output.result(&report, || report.prose());
     Ok(ExitCode::SUCCESS)
 }
 
 /// `sealbd key remove`.
-pub(super) async fn remove(
-    options: &KeyRemoveOptions,
-    output: &Output,
-    engine: Engine,
-) -> Result<ExitCode, Failure> {
+pub(super) async fn remove(options: &KeyRemoveOptions, context: &Context) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
-    let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
-    let unlocked = backend.unlock(&managers, output, engine).await?;
+    let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
+    let unlocked = backend.unlock(&managers, context).await?;
     let number = options.key_slot.unwrap_or(unlocked.slot);
     if unlocked.header.keyslots.get(number).is_none_or(Option::is_none) {
         return Err(Failure::usage(
@@ -131,7 +117,7 @@ pub(super) async fn remove(
     }
     // Only another key than the removed one can prove that the volume still opens.
     let keeps_access = number != unlocked.slot;
-    let header = retire(&backend, unlocked, number, &managers, engine).await?;
+    let header = retire(&backend, unlocked, number, &managers, context).await?;
     let report = ChangeReport {
         uuid: inspect::uuid_text(&header),
         op: "key-remove",
@@ -140,31 +126,27 @@ pub(super) async fn remove(
         header_generation: header.generation,
         reopened: keeps_access,
     };
-    output.result(&report, || report.prose());
+    context.output.result(&report, || report.prose());
     Ok(ExitCode::SUCCESS)
 }
 
 /// `sealbd key list`.
-pub(super) async fn list(options: &BackendOption, output: &Output) -> Result<ExitCode, Failure> {
+pub(super) async fn list(options: &BackendOption, context: &Context) -> Result<ExitCode, Failure> {
     #[derive(Serialize)]
     struct Report {
         uuid: String,
         keyslots: Vec<KeyslotReport>,
     }
     let backend = open::backend(&options.backend, Access::Inspect).await?;
-    let copies = backend.header(output).await?;
+    let copies = backend.header(context).await?;
     let header = copies.claimed();
-    let report = Report { uuid: inspect::uuid_text(header), keyslots: keyslots(header) };
-    output.result(&report, || keyslot_lines(&report.keyslots));
+    let report = Report { uuid: inspect::uuid_text(header), keyslots: keyslots(&context.registry, header) };
+    context.output.result(&report, || keyslot_lines(&report.keyslots));
     Ok(ExitCode::SUCCESS)
 }
 
 /// `sealbd key test`: exit 0 when at least one keyslot opens.
-pub(super) async fn test(
-    options: &KeyTestOptions,
-    output: &Output,
-    engine: Engine,
-) -> Result<ExitCode, Failure> {
+pub(super) async fn test(options: &KeyTestOptions, context: &Context) -> Result<ExitCode, Failure> {
     #[derive(Serialize)]
     struct Report {
         uuid: String,
@@ -173,17 +155,17 @@ pub(super) async fn test(
         slot_type: &'static str,
     }
     let backend = open::backend(&options.backend.backend, Access::Inspect).await?;
-    let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
-    let Unlocked { header, slot, .. } = backend.unlock(&managers, output, engine).await?;
+    let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
+    let Unlocked { header, slot, .. } = backend.unlock(&managers, context).await?;
     let slot_type = header.keyslots[slot].as_ref().map_or("", |slot| slot.key.slot_type.name());
     let report = Report { uuid: inspect::uuid_text(&header), slot, slot_type };
-    output.result(&report, || format!("Slot {slot} {slot_type}: unwraps, header authentic"));
+    context.output.result(&report, || format!("Slot {slot} {slot_type}: unwraps, header authentic"));
     Ok(ExitCode::SUCCESS)
 }
 
-fn new_manager(spec: &str, output: &Output) -> Result<Box<dyn KeyManager>, Failure> {
-    Registry::built_in().parse(spec)?;
-    let mut made = open::managers(&[spec.to_owned()], Purpose::New, output)?;
+fn new_manager(spec: &str, context: &Context) -> Result<Box<dyn KeyManager>, Failure> {
+    context.registry.parse(spec)?;
+    let mut made = context.managers(&[spec.to_owned()], Purpose::New)?;
     made.pop().ok_or_else(|| Failure::usage("one new key is needed", "--new-slot SPEC"))
 }
 
@@ -192,10 +174,10 @@ async fn stage(
     backend: &Backend,
     unlocked: Unlocked,
     manager: Box<dyn KeyManager>,
-    engine: Engine,
+    context: &Context,
 ) -> Result<(Header, usize), Failure> {
     let (header, slot) = add_to(backend, unlocked, &*manager).await?;
-    reopen(&*backend.store, &[manager], engine, slot).await?;
+    reopen(&*backend.store, &[manager], context, slot).await?;
     Ok((header, slot))
 }
 
@@ -214,10 +196,10 @@ async fn add_to(
 async fn reopen(
     store: &dyn SlotStore,
     managers: &[Box<dyn KeyManager>],
-    engine: Engine,
+    context: &Context,
     expected: usize,
 ) -> Result<Unlocked, Failure> {
-    let unlocked = read_header(store).await?.unlock_slot(engine, managers, expected).await?;
+    let unlocked = read_header(store).await?.unlock_slot(context.engine, managers, expected).await?;
     Ok(unlocked)
 }
 
@@ -227,7 +209,7 @@ async fn retire(
     unlocked: Unlocked,
     number: usize,
     managers: &[Box<dyn KeyManager>],
-    engine: Engine,
+    context: &Context,
 ) -> Result<Header, Failure> {
     let Unlocked { mut header, keys, dek, slot } = unlocked;
     header.keyslots[number] = None;
@@ -235,7 +217,7 @@ async fn retire(
     let store: Arc<dyn SlotStore> = backend.store.clone();
     let keeps_access = slot != number;
     if keeps_access {
-        read_header(&*store).await?.unlock(engine, managers).await?;
+        read_header(&*store).await?.unlock(context.engine, managers).await?;
     }
     let unlocked = Unlocked { header: header.clone(), keys, dek, slot };
     Volume::open(store, unlocked, OpenMode::ReadWrite).await?.close().await?;

@@ -8,14 +8,12 @@ use std::sync::Arc;
 
 use keymgmt::keyfile::Keyfile;
 use keymgmt::manager::KeyManager;
-use keymgmt::registry::{Opening, Registry};
-use keymgmt::source::{Purpose, SecretReader};
+use keymgmt::source::Purpose;
 use keymgmt::spec::{Argument, Spec};
 
+use super::context::Context;
 use super::outcome::Failure;
 use super::output::Output;
-use super::terminal::TerminalPrompt;
-use crate::cipher::Engine;
 use crate::store::uri::{self, StoreUri};
 use crate::store::{Access, SlotStore, StoreError};
 use crate::volume::unlock::{HeaderCopies, Unlocked, read_header};
@@ -72,10 +70,10 @@ fn file_failure(path: &Path, error: StoreError) -> Failure {
 
 impl Backend {
     /// The header copies on the store; tells of a copy that is damaged.
-    pub(super) async fn header(&self, output: &Output) -> Result<HeaderCopies, Failure> {
+    pub(super) async fn header(&self, context: &Context) -> Result<HeaderCopies, Failure> {
         let copies = read_header(&*self.store).await.map_err(|error| Failure::from(error).of(&self.uri))?;
         for (number, error) in &copies.bad {
-            output.note(&format!(
+            context.output.note(&format!(
                 "{}: header copy {number} is not usable ({error}); the next change of a key writes it anew",
                 self.uri
             ));
@@ -88,12 +86,11 @@ impl Backend {
     pub(super) async fn unlock(
         &self,
         managers: &[Box<dyn KeyManager>],
-        output: &Output,
-        engine: Engine,
+        context: &Context,
     ) -> Result<Unlocked, Failure> {
-        let copies = self.header(output).await?;
+        let copies = self.header(context).await?;
         let failed = |error| Failure::from(error).of(&self.uri);
-        let unlocked = copies.unlock(engine, managers).await.map_err(failed)?;
+        let unlocked = copies.unlock(context.engine, managers).await.map_err(failed)?;
         let found = unlocked.header.generation;
         // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
         match Volume::header_generation_of_root(&*self.store, &unlocked).await {
@@ -103,27 +100,12 @@ impl Backend {
     }
 }
 
-/// Key managers for the specs of `--slot`, their secrets read now, in order.
-pub(super) fn managers(
-    specs: &[String],
-    purpose: Purpose,
-    output: &Output,
-) -> Result<Vec<Box<dyn KeyManager>>, Failure> {
-    let registry = Registry::built_in();
-    // All are parsed before anybody is asked for anything.
-    let specs: Vec<Spec> = specs.iter().map(|text| registry.parse(text)).collect::<Result<_, _>>()?;
-    let mut prompt = TerminalPrompt;
-    let mut reader = SecretReader::new(&mut prompt);
-    let mut opening = Opening::new(&mut reader, purpose);
-    let mut opened = Vec::with_capacity(specs.len());
-    for spec in &specs {
-        if let (Purpose::New, "keyfile", Argument::Path(path)) = (purpose, spec.manager, &spec.argument) {
-            make_keyfile(path, output)?;
-        }
-        opened.push(registry.open(spec, &mut opening)?);
+/// Makes the keyfile that a new keyslot names, where there is none yet.
+pub(super) fn prepare_new(spec: &Spec, purpose: Purpose, output: &Output) -> Result<(), Failure> {
+    match (purpose, spec.manager, &spec.argument) {
+        (Purpose::New, "keyfile", Argument::Path(path)) => make_keyfile(path, output),
+        _ => Ok(()),
     }
-    opening.warnings.iter().for_each(|warning| output.note(warning));
-    Ok(opened)
 }
 
 /// Makes a keyfile where there is none yet.

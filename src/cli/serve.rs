@@ -7,19 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 
-use keymgmt::hygiene::Report as Hygiene;
 use keymgmt::manager::KeyManager;
 use keymgmt::source::Purpose;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::arguments::ServeOptions;
+use super::context::Context;
 use super::interrupt;
 use super::open;
 use super::outcome::Failure;
-use super::output::Output;
 use super::size::show_size;
-use crate::cipher::Engine;
 use crate::export::Export;
 use crate::server::pidfile::PidFile;
 use crate::server::{Limits, ListenError, Listener, Server, ServerError};
@@ -41,20 +39,15 @@ struct Address {
 }
 
 /// Runs the command.
-pub(super) async fn run(
-    options: ServeOptions,
-    output: &Output,
-    engine: Engine,
-    hygiene: &Hygiene,
-) -> Result<ExitCode, Failure> {
+pub(super) async fn run(options: ServeOptions, context: &Context) -> Result<ExitCode, Failure> {
     let names = export_names(&options)?;
     let handed_over = somewhere_to_listen(&options)?;
     let mode = if options.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-    let managers = open::managers(&options.slot.slots, Purpose::Unlock, output)?;
+    let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
     let mut volumes = Vec::with_capacity(names.len());
     let mut result = Ok(());
     for (backend, name) in options.backends.iter().zip(names) {
-        match open_volume(backend, &managers, mode, output, engine).await {
+        match open_volume(backend, &managers, mode, context).await {
             Ok(volume) => volumes.push(Named { name, volume }),
             Err(failure) => {
                 result = Err(failure);
@@ -65,10 +58,10 @@ pub(super) async fn run(
     drop(managers);
     // Listening comes last: no client may find an export that is not open.
     let served = match result {
-        Ok(()) => listen_and_serve(&options, &volumes, handed_over, output, hygiene).await,
+        Ok(()) => listen_and_serve(&options, &volumes, handed_over, context).await,
         Err(failure) => Err(failure),
     };
-    let closed = close(&volumes, output).await;
+    let closed = close(&volumes, context).await;
     let code = served?;
     Ok(if closed { code } else { ExitCode::FAILURE })
 }
@@ -77,15 +70,14 @@ async fn open_volume(
     argument: &OsStr,
     managers: &[Box<dyn KeyManager>],
     mode: OpenMode,
-    output: &Output,
-    engine: Engine,
+    context: &Context,
 ) -> Result<Volume, Failure> {
     let access = match mode {
         OpenMode::ReadOnly => Access::ReadOnly,
         OpenMode::ReadWrite => Access::ReadWrite,
     };
     let backend = open::backend(argument, access).await?;
-    let unlocked = backend.unlock(managers, output, engine).await?;
+    let unlocked = backend.unlock(managers, context).await?;
     Volume::open(backend.store.clone(), unlocked, mode)
         .await
         .map_err(|error| Failure::from(error).of(&backend.uri))
@@ -95,8 +87,7 @@ async fn listen_and_serve(
     options: &ServeOptions,
     volumes: &[Named],
     handed_over: Vec<Listener>,
-    output: &Output,
-    hygiene: &Hygiene,
+    context: &Context,
 ) -> Result<ExitCode, Failure> {
     // Kept until the end: the socket of --run lies in it.
     let private = private_directory(options)?;
@@ -109,11 +100,11 @@ async fn listen_and_serve(
         Failure::system("cannot write the pid-file", &error, "--pid-file FILE, in a directory that exists")
     };
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose().map_err(pid_failed)?;
-    output.note(&hygiene.to_string());
+    context.output.note(&context.hygiene.to_string());
     for Named { name, volume } in volumes {
         let info = volume.info();
         let access = if info.read_only { "read-only" } else { "read-write" };
-        output.note(&format!(
+        context.output.note(&format!(
             "serving {name:?} ({}, {access}) on {}",
             show_size(info.size),
             address.everywhere(name)
@@ -122,7 +113,7 @@ async fn listen_and_serve(
     let Some(command) = &options.run else {
         let stopped = stop_signal()?;
         server.serve(listeners, stopped).await;
-        output.note("stopped accepting, everything received is answered");
+        context.output.note("stopped accepting, everything received is answered");
         return Ok(ExitCode::SUCCESS);
     };
     let first = volumes.first().map_or("", |named| &named.name);
@@ -147,12 +138,14 @@ async fn listen_and_serve(
 }
 
 /// Writes the last roots; says what could not be written.
-async fn close(volumes: &[Named], output: &Output) -> bool {
+async fn close(volumes: &[Named], context: &Context) -> bool {
     let mut all = true;
     for Named { name, volume } in volumes {
         if let Err(error) = volume.close().await {
             all = false;
-            output.note(&format!("{name:?}: not closed cleanly ({error}); the next start replays its log"));
+            context
+                .output
+                .note(&format!("{name:?}: not closed cleanly ({error}); the next start replays its log"));
         }
     }
     all

@@ -1,0 +1,52 @@
+//! What every command has: where it tells things, how it seals, which key managers there are.
+
+use keymgmt::hygiene::Report as Hygiene;
+use keymgmt::manager::KeyManager;
+use keymgmt::registry::{Opening, Registry};
+use keymgmt::request::RequestId;
+use keymgmt::source::{Purpose, SecretReader};
+use keymgmt::spec::Spec;
+
+use super::open::prepare_new;
+use super::outcome::Failure;
+use super::output::Output;
+use super::terminal::TerminalPrompt;
+use crate::cipher::Engine;
+
+/// What a command is run with.
+pub(super) struct Context {
+    /// Where results and notes go.
+    pub(super) output: Output,
+    /// Which AES-256-GCM seals and opens.
+    pub(super) engine: Engine,
+    /// What could be done for the safety of keys in memory.
+    pub(super) hygiene: Hygiene,
+    /// The key managers, those of the configuration among them.
+    pub(super) registry: Registry,
+    /// This command's number, sent to key managers and written to the audit log.
+    pub(super) request_id: RequestId,
+}
+
+impl Context {
+    /// Key managers for the specs of `--slot`, their secrets read now, in order.
+    pub(super) fn managers(
+        &self,
+        specs: &[String],
+        purpose: Purpose,
+    ) -> Result<Vec<Box<dyn KeyManager>>, Failure> {
+        // All are parsed before anybody is asked for anything.
+        let specs: Vec<Spec> =
+            specs.iter().map(|text| self.registry.parse(text)).collect::<Result<_, _>>()?;
+        let mut prompt = TerminalPrompt;
+        let mut reader = SecretReader::new(&mut prompt);
+        let mut opening = Opening::new(&mut reader, purpose);
+        opening.request_id = self.request_id.clone();
+        let mut opened = Vec::with_capacity(specs.len());
+        for spec in &specs {
+            prepare_new(spec, purpose, &self.output)?;
+            opened.push(self.registry.open(spec, &mut opening)?);
+        }
+        opening.warnings.iter().for_each(|warning| self.output.note(warning));
+        Ok(opened)
+    }
+}
