@@ -13,6 +13,7 @@
 //! | `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain`, `reclaim` | background work, getting space back |
+//! | `header_change` | new keyslots while the volume is open |
 //! | [`create`], [`unlock`], [`check`] | making, unlocking and verifying volumes |
 
 pub mod check;
@@ -21,6 +22,7 @@ pub mod create;
 mod delta;
 mod error;
 mod flush;
+mod header_change;
 mod index_writer;
 mod io;
 mod log;
@@ -140,7 +142,8 @@ impl Core {
 }
 
 impl Volume {
-    /// The authenticated header.
+    /// The authenticated header as it was opened; its keyslots may have changed since
+    /// ([`Volume::newest_header`]).
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.core.header

@@ -102,6 +102,15 @@ impl HeaderCopies {
         Self { good: vec![(0, copy)], bad: Vec::new() }
     }
 
+    /// The newest copy, authenticated with keys that are known already.
+    ///
+    /// # Errors
+    /// [`VolumeError::Damaged`] when it was altered.
+    pub fn authenticate(mut self, keys: &VolumeKeys) -> Result<Header, VolumeError> {
+        let (number, copy) = self.good.remove(0);
+        copy.verify(keys).map_err(|source| VolumeError::damaged("header", HEADER_OFFSETS[number], source))
+    }
+
     /// As [`unlock`](Self::unlock), with one keyslot alone.
     ///
     /// # Errors
@@ -247,11 +256,16 @@ pub async fn write_header(
     header: &mut Header,
     keys: &VolumeKeys,
 ) -> Result<(), VolumeError> {
+    header.generation += 1;
+    write_copies(store, &header.encode(keys)).await
+}
+
+/// Writes both copies of a header, the older one first.
+pub(super) async fn write_copies(store: &dyn SlotStore, bytes: &[u8]) -> Result<(), VolumeError> {
     // What is read next must not be in a cache only: the other copy is about to be overwritten.
     store.sync().await?;
     let first = usize::from(!older_copy_is_zero(store).await?);
-    header.generation += 1;
-    let bytes = Bytes::from(header.encode(keys));
+    let bytes = Bytes::copy_from_slice(bytes);
     for number in [first, 1 - first] {
         write_store(store, HEADER_OFFSETS[number], vec![bytes.clone()], Persist::Volatile).await?;
         store.sync().await?;
