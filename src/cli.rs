@@ -10,12 +10,14 @@ mod demo;
 mod documents;
 mod format;
 mod header;
+mod home;
 mod inspect;
 mod interrupt;
 mod key;
 mod open;
 mod outcome;
 mod output;
+mod rotate;
 mod serve;
 mod size;
 mod terminal;
@@ -84,13 +86,23 @@ async fn run(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Uuid(options) => inspect::uuid(&options, context).await,
         Command::Status(options) => inspect::status(&options, context).await,
         Command::Check(options) => check::run(&options, context).await,
-        Command::Key(KeyCommand::Add(options)) => key::add(&options, context).await,
-        Command::Key(KeyCommand::Change(options)) => Box::pin(key::change(&options, context)).await,
-        Command::Key(KeyCommand::Remove(options)) => Box::pin(key::remove(&options, context)).await,
-        Command::Key(KeyCommand::List(options)) => key::list(&options, context).await,
-        Command::Key(KeyCommand::Test(options)) => key::test(&options, context).await,
+        Command::Key(command) => Box::pin(key(command, context)).await,
+        Command::Rotate(options) => Box::pin(rotate::run(&options, context)).await,
         Command::Header(command) => Box::pin(header::run(command, context)).await,
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { directory } => documents::man(directory.as_deref()),
+    }
+}
+
+async fn key(command: KeyCommand, context: &Context) -> Result<ExitCode, Failure> {
+    match command {
+        KeyCommand::Add(options) => key::add(&options, context).await,
+        KeyCommand::Ensure(options) => key::ensure(&options, context).await,
+        KeyCommand::Change(options) => key::change(&options, context).await,
+        KeyCommand::Remove(options) => key::remove(&options, context).await,
+        KeyCommand::Kill(options) => key::kill(&options, context).await,
+        KeyCommand::Priority(options) => key::priority(&options, context).await,
+        KeyCommand::List(options) => key::list(&options, context).await,
+        KeyCommand::Test(options) => key::test(&options, context).await,
     }
 }

@@ -66,6 +66,8 @@ pub(super) enum Command {
     /// Add, change, remove, list and test keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Wrap the data key under a new version of the key manager's key
+    Rotate(RotateOptions),
     /// Back the header up or restore it
     #[command(subcommand)]
     Header(HeaderCommand),
@@ -98,7 +100,10 @@ impl Command {
             | Self::Check(CheckOptions { backend: BackendOption { backend }, .. })
             | Self::Key(
                 KeyCommand::Add(KeyAddOptions { backend: BackendOption { backend }, .. })
+                | KeyCommand::Ensure(KeyAddOptions { backend: BackendOption { backend }, .. })
                 | KeyCommand::Change(KeyAddOptions { backend: BackendOption { backend }, .. })
+                | KeyCommand::Kill(KeyKillOptions { backend: BackendOption { backend }, .. })
+                | KeyCommand::Priority(KeyPriorityOptions { backend: BackendOption { backend }, .. })
                 | KeyCommand::Remove(KeyRemoveOptions { backend: BackendOption { backend }, .. })
                 | KeyCommand::Test(KeyTestOptions { backend: BackendOption { backend }, .. }),
             )
@@ -106,6 +111,7 @@ impl Command {
                 HeaderCommand::Backup(HeaderFileOptions { backend: BackendOption { backend }, .. })
                 | HeaderCommand::Restore(HeaderRestoreOptions { backend: BackendOption { backend }, .. }),
             ) => backend,
+            Self::Rotate(options) => return options.backend.as_deref(),
             Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => return None,
         };
         Some(backend)
@@ -221,10 +227,16 @@ pub(super) struct CheckOptions {
 pub(super) enum KeyCommand {
     /// Add a key
     Add(KeyAddOptions),
-    /// Replace a key by another
+    /// Add a key unless it opens the volume already
+    Ensure(KeyAddOptions),
+    /// Replace a key by another, in the same keyslot
     Change(KeyAddOptions),
     /// Remove a key
     Remove(KeyRemoveOptions),
+    /// Remove the key in a keyslot by means of another key
+    Kill(KeyKillOptions),
+    /// Set which keyslots are tried first
+    Priority(KeyPriorityOptions),
     /// List the keyslots (needs no key)
     List(BackendOption),
     /// Tell which keyslots a key opens
@@ -241,6 +253,12 @@ pub(super) struct KeyAddOptions {
     /// The new key; a keyfile that does not exist is made
     #[arg(long, value_name = "SPEC", required = true)]
     pub(super) new_slot: String,
+    /// Keyslots with a lower number are tried first
+    #[arg(long, value_name = "N")]
+    pub(super) priority: Option<u16>,
+    /// Check and tell what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 #[derive(Args, Debug)]
@@ -255,6 +273,40 @@ pub(super) struct KeyRemoveOptions {
     /// Remove even the last keyslot: nobody can open the volume afterwards
     #[arg(long)]
     pub(super) force_last: bool,
+    /// Check and tell what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct KeyKillOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+    /// Number of the keyslot to remove
+    #[arg(long, value_name = "N")]
+    pub(super) key_slot: usize,
+    /// Check and tell what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct KeyPriorityOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+    /// Number of the keyslot
+    #[arg(long, value_name = "N")]
+    pub(super) key_slot: usize,
+    /// Keyslots with a lower number are tried first
+    #[arg(long, value_name = "N")]
+    pub(super) priority: u16,
+    /// Check and tell what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 #[derive(Args, Debug)]
@@ -263,6 +315,37 @@ pub(super) struct KeyTestOptions {
     pub(super) backend: BackendOption,
     #[command(flatten)]
     pub(super) slot: SlotOption,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct RotateOptions {
+    /// Where the volume lies
+    #[arg(value_name = "BACKEND", required_unless_present = "all", conflicts_with = "all")]
+    pub(super) backend: Option<OsString>,
+    /// All volumes of the configuration
+    #[arg(long)]
+    pub(super) all: bool,
+    /// A new version of the key-encryption key in the key manager; the same whatever the volume's size
+    #[arg(long, conflicts_with = "dek")]
+    pub(super) kek: bool,
+    /// A new data key: rewrites every sector. Reserved: there is no online re-encryption yet
+    #[arg(long)]
+    pub(super) dek: bool,
+    /// A key that opens the volume, and the key managers to rotate in
+    #[arg(long = "slot", value_name = "SPEC")]
+    pub(super) slots: Vec<String>,
+    /// Only this keyslot
+    #[arg(long, value_name = "N", conflicts_with = "all")]
+    pub(super) key_slot: Option<usize>,
+    /// Only keyslots made longer ago than this, e.g. 90d
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    pub(super) older_than: Option<std::time::Duration>,
+    /// Destroy the old version in the key manager: backups of older headers open no longer by it
+    #[arg(long)]
+    pub(super) retire_old: bool,
+    /// Check and tell what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 #[derive(Subcommand, Debug)]
@@ -304,6 +387,7 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("luksAddKey", &["key", "add"]),
     ("luksChangeKey", &["key", "change"]),
     ("luksRemoveKey", &["key", "remove"]),
+    ("luksKillSlot", &["key", "kill"]),
     ("luksHeaderBackup", &["header", "backup"]),
     ("luksHeaderRestore", &["header", "restore"]),
 ];

@@ -1,26 +1,30 @@
-//! `sealbd key`: adding, changing, removing, listing and testing keys of a volume that is not in use.
+//! `sealbd key`: adding, changing, removing, listing and testing keys.
 //!
-//! Every change is staged, written, and proved by opening the volume anew before success is reported.
+//! Every change goes the same way: *staged* in memory, *verified* by opening the staged header through the key
+//! manager, *committed* to the store and read back, and the old header *retired*: a root refuses it from then
+//! on. A process that ends anywhere in between leaves a volume that opens.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use keymgmt::manager::KeyManager;
 use keymgmt::source::Purpose;
 use serde::Serialize;
 
-use super::arguments::{BackendOption, KeyAddOptions, KeyRemoveOptions, KeyTestOptions};
+use super::arguments::{
+    BackendOption, KeyAddOptions, KeyKillOptions, KeyPriorityOptions, KeyRemoveOptions, KeyTestOptions,
+};
 use super::context::Context;
+use super::home::{Home, prove};
 use super::inspect::{self, KeyslotReport, keyslot_lines, keyslots};
-use super::open::{self, Backend};
+use super::open;
 use super::outcome::Failure;
 use crate::format::header::Header;
-use crate::format::keyslot::KeyslotState;
-use crate::store::{Access, SlotStore};
-use crate::volume::create::add_key;
-use crate::volume::unlock::{Unlocked, read_header, write_header};
-use crate::volume::{OpenMode, Volume};
+use crate::format::keyslot::{Keyslot, KeyslotState};
+use crate::store::Access;
+use crate::volume::create::{free_keyslot, wrap_keyslot};
+use crate::volume::unlock::Unlocked;
 
+/// What a change of a key did, for people and programs.
 #[derive(Serialize)]
 struct ChangeReport {
     uuid: String,
@@ -29,105 +33,309 @@ struct ChangeReport {
     added: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     removed: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slot: Option<usize>,
+    phases: Vec<&'static str>,
     header_generation: u64,
     /// The volume was opened with the new state of its keyslots.
     reopened: bool,
+    dry_run: bool,
+    #[serde(skip)]
+    prose: String,
 }
 
+/// The steps of a change, in order.
+pub(super) const PHASES: [&str; 4] = ["staged", "verified", "committed", "retired"];
+
 impl ChangeReport {
-    fn prose(&self) -> String {
-        let mut text = String::new();
-        if let Some(slot) = self.added {
-            text.push_str(&format!("Slot {slot} added, tested: unwraps\n"));
+    fn new(op: &'static str, header: &Header) -> Self {
+        Self {
+            uuid: inspect::uuid_text(header),
+            op,
+            added: None,
+            removed: None,
+            slot: None,
+            phases: Vec::new(),
+            header_generation: header.generation,
+            reopened: false,
+            dry_run: false,
+            prose: String::new(),
         }
-        if let Some(slot) = self.removed {
-            text.push_str(&format!(
-                "Slot {slot} removed; older copies of the header are refused from now on\n"
-            ));
+    }
+
+    /// All of it was done; `header` is the new one.
+    fn done(mut self, header: &Header, reopened: bool, prose: String) -> Self {
+        self.phases = PHASES.to_vec();
+        self.header_generation = header.generation;
+        self.reopened = reopened;
+        self.prose = prose;
+        self
+    }
+
+    /// Nothing was done; `prose` says what would have been.
+    fn dry(mut self, prose: String) -> Self {
+        self.dry_run = true;
+        self.prose = format!("dry run, nothing is changed: {prose}");
+        self
+    }
+
+    fn tell(self, context: &Context) -> Result<ExitCode, Failure> {
+        context.output.result(&self, || {
+            let generation = self.header_generation;
+            let text = self.prose.as_str();
+            if self.phases.is_empty() {
+                text.to_owned()
+            } else {
+                format!("{text}\nheader generation {generation}")
+            }
+        });
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A volume and the keys that were given for it.
+pub(super) struct Opened {
+    pub(super) home: Home,
+    pub(super) managers: Vec<Box<dyn KeyManager>>,
+    pub(super) unlocked: Unlocked,
+}
+
+impl Opened {
+    /// Finds the volume and unlocks it with one of `slots`.
+    pub(super) async fn find(
+        backend: &BackendOption,
+        slots: &[String],
+        context: &Context,
+    ) -> Result<Self, Failure> {
+        let home = Home::find(&backend.backend, context).await?;
+        let managers = context.managers(slots, Purpose::Unlock)?;
+        let unlocked = home.unlock(&managers, context).await?;
+        Ok(Self { home, managers, unlocked })
+    }
+
+    /// Verifies, commits and retires: `header` takes the place of the present one. `proof` is the keyslot that
+    /// must open it; none where no key that was given opens what is left.
+    pub(super) async fn apply(
+        mut self,
+        header: Header,
+        proof: Option<usize>,
+        context: &Context,
+    ) -> Result<Header, Failure> {
+        self.commit(header, proof, context).await?;
+        self.home.refuse_older(&self.unlocked).await?;
+        Ok(self.unlocked.header)
+    }
+
+    /// Verifies and commits; headers from before are still taken.
+    pub(super) async fn commit(
+        &mut self,
+        header: Header,
+        proof: Option<usize>,
+        context: &Context,
+    ) -> Result<(), Failure> {
+        if let Some(number) = proof {
+            let proved = prove(&header, &self.unlocked, &self.managers, number, context).await;
+            proved.map_err(|failure| failure.of(self.home.name()))?;
         }
-        text.push_str(&format!("header generation {}\n", self.header_generation));
-        text
+        self.home.commit(&mut self.unlocked, header).await
+    }
+
+    /// The keyslot of that number, which must be in use.
+    pub(super) fn keyslot(&self, number: usize) -> Result<&Keyslot, Failure> {
+        let slot = self.unlocked.header.keyslots.get(number).and_then(Option::as_ref);
+        slot.ok_or_else(|| {
+            Failure::usage(
+                format!("keyslot {number} is not in use"),
+                "sealbd key list BACKEND shows those in use",
+            )
+        })
+    }
+
+    /// Keyslots beside that one which open the volume for somebody.
+    pub(super) fn others(&self, number: usize) -> usize {
+        let active = |slot: &Keyslot| slot.state == KeyslotState::Active;
+        let slots = self.unlocked.header.keyslots.iter().enumerate();
+        slots.filter(|(other, slot)| *other != number && slot.as_ref().is_some_and(active)).count()
+    }
+
+    /// Refuses to remove the last key.
+    pub(super) fn check_not_last(&self, number: usize, force: bool) -> Result<(), Failure> {
+        if self.others(number) > 0 || force {
+            return Ok(());
+        }
+        Err(Failure::refused(
+            format!("keyslot {number} is the last one: without it nobody can open the volume"),
+            "add another key first, or --force-last to give the data up",
+        ))
+    }
+
+    /// A keyslot other than `number` that one of the given keys opens.
+    pub(super) async fn proof_without(&self, number: usize, context: &Context) -> Option<usize> {
+        if self.unlocked.slot != number {
+            return Some(self.unlocked.slot);
+        }
+        let others = (0..self.unlocked.header.keyslots.len()).filter(|other| *other != number);
+        for other in others {
+            let Some(slot) = &self.unlocked.header.keyslots[other] else { continue };
+            if slot.state != KeyslotState::Active {
+                continue;
+            }
+            if prove(&self.unlocked.header, &self.unlocked, &self.managers, other, context).await.is_ok() {
+                return Some(other);
+            }
+        }
+        None
     }
 }
 
 /// `sealbd key add`.
 pub(super) async fn add(options: &KeyAddOptions, context: &Context) -> Result<ExitCode, Failure> {
-    let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
-    let managers = context.managers(&options.slots, Purpose::Unlock)?;
-    let unlocked = backend.unlock(&managers, context).await?;
-    let new = new_manager(&options.new_slot, context)?;
-    let (header, slot) = stage(&backend, unlocked, new, context).await?;
-    let report = ChangeReport {
-        uuid: inspect::uuid_text(&header),
-        op: "key-add",
-        added: Some(slot),
-        removed: None,
-        header_generation: header.generation,
-        reopened: true,
-    };
-    context.output.result(&report, || report.prose());
-    Ok(ExitCode::SUCCESS)
+    let opened = Opened::find(&options.backend, &options.slots, context).await?;
+    add_to(opened, "key-add", options, context).await
 }
 
-/// `sealbd key change`: the new key is in and proved before the old one goes.
+/// `sealbd key ensure`: as add, unless the new key opens the volume already.
+pub(super) async fn ensure(options: &KeyAddOptions, context: &Context) -> Result<ExitCode, Failure> {
+    let opened = Opened::find(&options.backend, &options.slots, context).await?;
+    let exists = match context.registry.parse(&options.new_slot)?.argument {
+        // A keyfile that is not there yet opens nothing, and must not be made by asking.
+        keymgmt::spec::Argument::Path(path) => path.symlink_metadata().is_ok(),
+        _ => true,
+    };
+    if exists {
+        let given = context.managers(std::slice::from_ref(&options.new_slot), Purpose::Unlock)?;
+        match opened.home.copies(context).await?.unlock(context.engine, &given).await {
+            Ok(Unlocked { header, slot, .. }) => {
+                let mut report = ChangeReport::new("key-ensure", &header);
+                report.slot = Some(slot);
+                report.prose = format!("Slot {slot} has that key already; nothing to do");
+                return report.tell(context);
+            }
+            Err(crate::volume::VolumeError::NoKeyFits(_)) => {}
+            Err(error) => return Err(Failure::from(error).of(opened.home.name())),
+        }
+    }
+    add_to(opened, "key-ensure", options, context).await
+}
+
+async fn add_to(
+    mut opened: Opened,
+    op: &'static str,
+    options: &KeyAddOptions,
+    context: &Context,
+) -> Result<ExitCode, Failure> {
+    let mut report = ChangeReport::new(op, &opened.unlocked.header);
+    let number = free_keyslot(&opened.unlocked.header)?;
+    report.added = Some(number);
+    if options.dry_run {
+        context.registry.parse(&options.new_slot)?;
+        return report.dry(format!("slot {number} would hold the new key")).tell(context);
+    }
+    let header = with_new_key(&mut opened, number, options.priority.unwrap_or(0), options, context).await?;
+    let header = opened.apply(header, Some(number), context).await?;
+    report.done(&header, true, format!("Slot {number} added, tested: unwraps")).tell(context)
+}
+
+/// `sealbd key change`: the new key takes the place of the one that opened, in the same keyslot.
 pub(super) async fn change(options: &KeyAddOptions, context: &Context) -> Result<ExitCode, Failure> {
-    let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
-    let managers = context.managers(&options.slots, Purpose::Unlock)?;
-    let unlocked = backend.unlock(&managers, context).await?;
-    let old = unlocked.slot;
-    let new = context.managers(std::slice::from_ref(&options.new_slot), Purpose::New)?;
-    let [manager] = new.as_slice() else {
-        return Err(Failure::usage("one new key is needed", "--new-slot SPEC"));
-    };
-    let (_, slot) = add_to(&backend, unlocked, &**manager).await?;
-    let proved = reopen(&*backend.store, &new, context, slot).await?;
-    let header = retire(&backend, proved, old, &new, context).await?;
-    let report = ChangeReport {
-        uuid: inspect::uuid_text(&header),
-        op: "key-change",
-        added: Some(slot),
-        removed: Some(old),
-        header_generation: header.generation,
-        reopened: true,
-    };
-    context.output.result(&report, || report.prose());
-    Ok(ExitCode::SUCCESS)
+    let mut opened = Opened::find(&options.backend, &options.slots, context).await?;
+    let number = opened.unlocked.slot;
+    let mut report = ChangeReport::new("key-change", &opened.unlocked.header);
+    report.slot = Some(number);
+    if options.dry_run {
+        context.registry.parse(&options.new_slot)?;
+        return report
+            .dry(format!("slot {number} would hold the new key instead of the old one"))
+            .tell(context);
+    }
+    let priority = options.priority.unwrap_or(opened.keyslot(number)?.priority);
+    let header = with_new_key(&mut opened, number, priority, options, context).await?;
+    let header = opened.apply(header, Some(number), context).await?;
+    let prose = format!(
+        "Slot {number} changed, tested: the new key unwraps; older copies of the header are refused from now on"
+    );
+    report.done(&header, true, prose).tell(context)
+}
+
+/// The header with the new key in a keyslot; the key's manager is the last of `opened.managers` then.
+async fn with_new_key(
+    opened: &mut Opened,
+    number: usize,
+    priority: u16,
+    options: &KeyAddOptions,
+    context: &Context,
+) -> Result<Header, Failure> {
+    let made = context.managers(std::slice::from_ref(&options.new_slot), Purpose::New)?;
+    let [manager] =
+        <[_; 1]>::try_from(made).map_err(|_| Failure::usage("one new key is needed", "--new-slot SPEC"))?;
+    let Unlocked { header, dek, keys, .. } = &opened.unlocked;
+    let mut next = header.clone();
+    next.keyslots[number] = Some(wrap_keyslot(header, dek, keys, &*manager, priority).await?);
+    opened.managers.push(manager);
+    Ok(next)
 }
 
 /// `sealbd key remove`.
 pub(super) async fn remove(options: &KeyRemoveOptions, context: &Context) -> Result<ExitCode, Failure> {
-    let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
-    let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
-    let unlocked = backend.unlock(&managers, context).await?;
-    let number = options.key_slot.unwrap_or(unlocked.slot);
-    if unlocked.header.keyslots.get(number).is_none_or(Option::is_none) {
-        return Err(Failure::usage(
-            format!("keyslot {number} is not in use"),
-            "sealbd key list BACKEND shows those in use",
-        ));
-    }
-    let active = |slot: &crate::format::keyslot::Keyslot| slot.state == KeyslotState::Active;
-    let others = unlocked.header.keyslots.iter().enumerate();
-    let others = others.filter(|(other, slot)| *other != number && slot.as_ref().is_some_and(active)).count();
-    if others == 0 && !options.force_last {
+    let opened = Opened::find(&options.backend, &options.slot.slots, context).await?;
+    let number = options.key_slot.unwrap_or(opened.unlocked.slot);
+    opened.keyslot(number)?;
+    opened.check_not_last(number, options.force_last)?;
+    remove_from(opened, "key-remove", number, options.dry_run, context).await
+}
+
+/// `sealbd key kill`: as remove, and a key that stays must be given.
+pub(super) async fn kill(options: &KeyKillOptions, context: &Context) -> Result<ExitCode, Failure> {
+    let opened = Opened::find(&options.backend, &options.slot.slots, context).await?;
+    let number = options.key_slot;
+    opened.keyslot(number)?;
+    if opened.proof_without(number, context).await.is_none() {
         return Err(Failure::refused(
-            format!("keyslot {number} is the last one: without it nobody can open the volume"),
-            "add another key first, or --force-last to give the data up",
+            format!("no key that was given opens another keyslot than {number}"),
+            "--slot SPEC, a key that stays; sealbd key remove BACKEND removes the key that is given",
         ));
     }
-    // Only another key than the removed one can prove that the volume still opens.
-    let keeps_access = number != unlocked.slot;
-    let header = retire(&backend, unlocked, number, &managers, context).await?;
-    let report = ChangeReport {
-        uuid: inspect::uuid_text(&header),
-        op: "key-remove",
-        added: None,
-        removed: Some(number),
-        header_generation: header.generation,
-        reopened: keeps_access,
-    };
-    context.output.result(&report, || report.prose());
-    Ok(ExitCode::SUCCESS)
+    remove_from(opened, "key-kill", number, options.dry_run, context).await
+}
+
+async fn remove_from(
+    opened: Opened,
+    op: &'static str,
+    number: usize,
+    dry_run: bool,
+    context: &Context,
+) -> Result<ExitCode, Failure> {
+    let mut report = ChangeReport::new(op, &opened.unlocked.header);
+    report.removed = Some(number);
+    if dry_run {
+        return report.dry(format!("slot {number} would be removed")).tell(context);
+    }
+    let proof = opened.proof_without(number, context).await;
+    let mut header = opened.unlocked.header.clone();
+    header.keyslots[number] = None;
+    let header = opened.apply(header, proof, context).await?;
+    let prose = format!("Slot {number} removed; older copies of the header are refused from now on");
+    report.done(&header, proof.is_some(), prose).tell(context)
+}
+
+/// `sealbd key priority`.
+pub(super) async fn priority(options: &KeyPriorityOptions, context: &Context) -> Result<ExitCode, Failure> {
+    let opened = Opened::find(&options.backend, &options.slot.slots, context).await?;
+    let (number, priority) = (options.key_slot, options.priority);
+    let old = opened.keyslot(number)?.priority;
+    let mut report = ChangeReport::new("key-priority", &opened.unlocked.header);
+    report.slot = Some(number);
+    if options.dry_run {
+        return report.dry(format!("slot {number} would have priority {priority}, not {old}")).tell(context);
+    }
+    let mut header = opened.unlocked.header.clone();
+    if let Some(slot) = &mut header.keyslots[number] {
+        slot.priority = priority;
+    }
+    let proof = opened.unlocked.slot;
+    let header = opened.apply(header, Some(proof), context).await?;
+    let prose = format!("Slot {number} has priority {priority} (was {old}); lower numbers are tried first");
+    report.done(&header, true, prose).tell(context)
 }
 
 /// `sealbd key list`.
@@ -145,7 +353,7 @@ pub(super) async fn list(options: &BackendOption, context: &Context) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// `sealbd key test`: exit 0 when at least one keyslot opens.
+/// `sealbd key test`: tries every keyslot; exit 0 when at least one opens.
 pub(super) async fn test(options: &KeyTestOptions, context: &Context) -> Result<ExitCode, Failure> {
     #[derive(Serialize)]
     struct Report {
@@ -153,73 +361,42 @@ pub(super) async fn test(options: &KeyTestOptions, context: &Context) -> Result<
         slot: usize,
         #[serde(rename = "type")]
         slot_type: &'static str,
+        keyslots: Vec<Tried>,
+    }
+    #[derive(Serialize)]
+    struct Tried {
+        slot: usize,
+        #[serde(rename = "type")]
+        slot_type: &'static str,
+        opens: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     }
     let backend = open::backend(&options.backend.backend, Access::Inspect).await?;
     let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
+    // The first that opens, in order of priority, authenticates the header; the rest is tried after it.
     let Unlocked { header, slot, .. } = backend.unlock(&managers, context).await?;
-    let slot_type = header.keyslots[slot].as_ref().map_or("", |slot| slot.key.slot_type.name());
-    let report = Report { uuid: inspect::uuid_text(&header), slot, slot_type };
-    context.output.result(&report, || format!("Slot {slot} {slot_type}: unwraps, header authentic"));
-    Ok(ExitCode::SUCCESS)
-}
-
-fn new_manager(spec: &str, context: &Context) -> Result<Box<dyn KeyManager>, Failure> {
-    context.registry.parse(spec)?;
-    let mut made = context.managers(&[spec.to_owned()], Purpose::New)?;
-    made.pop().ok_or_else(|| Failure::usage("one new key is needed", "--new-slot SPEC"))
-}
-
-/// Adds a key, writes the header, and opens it anew with that key alone.
-async fn stage(
-    backend: &Backend,
-    unlocked: Unlocked,
-    manager: Box<dyn KeyManager>,
-    context: &Context,
-) -> Result<(Header, usize), Failure> {
-    let (header, slot) = add_to(backend, unlocked, &*manager).await?;
-    reopen(&*backend.store, &[manager], context, slot).await?;
-    Ok((header, slot))
-}
-
-async fn add_to(
-    backend: &Backend,
-    unlocked: Unlocked,
-    manager: &dyn KeyManager,
-) -> Result<(Header, usize), Failure> {
-    let Unlocked { mut header, keys, dek, .. } = unlocked;
-    let slot = add_key(&mut header, &dek, &keys, manager, 0).await?;
-    write_header(&*backend.store, &mut header, &keys).await?;
-    Ok((header, slot))
-}
-
-/// Opens the volume with `managers` and makes sure that it was slot `expected` that opened.
-async fn reopen(
-    store: &dyn SlotStore,
-    managers: &[Box<dyn KeyManager>],
-    context: &Context,
-    expected: usize,
-) -> Result<Unlocked, Failure> {
-    let unlocked = read_header(store).await?.unlock_slot(context.engine, managers, expected).await?;
-    Ok(unlocked)
-}
-
-/// Removes a keyslot and writes a root that refuses headers from before.
-async fn retire(
-    backend: &Backend,
-    unlocked: Unlocked,
-    number: usize,
-    managers: &[Box<dyn KeyManager>],
-    context: &Context,
-) -> Result<Header, Failure> {
-    let Unlocked { mut header, keys, dek, slot } = unlocked;
-    header.keyslots[number] = None;
-    write_header(&*backend.store, &mut header, &keys).await?;
-    let store: Arc<dyn SlotStore> = backend.store.clone();
-    let keeps_access = slot != number;
-    if keeps_access {
-        read_header(&*store).await?.unlock(context.engine, managers).await?;
+    let mut tried = Vec::new();
+    for (number, keyslot) in header.keyslots.iter().enumerate() {
+        let Some(keyslot) = keyslot else { continue };
+        let result = match number == slot {
+            true => Ok(()),
+            false => {
+                let copies = backend.header(context).await?;
+                copies.unlock_slot(context.engine, &managers, number).await.map(|_| ())
+            }
+        };
+        let (opens, reason) = (result.is_ok(), result.err().map(|error| error.to_string()));
+        tried.push(Tried { slot: number, slot_type: keyslot.key.slot_type.name(), opens, reason });
     }
-    let unlocked = Unlocked { header: header.clone(), keys, dek, slot };
-    Volume::open(store, unlocked, OpenMode::ReadWrite).await?.close().await?;
-    Ok(header)
+    let slot_type = header.keyslots[slot].as_ref().map_or("", |slot| slot.key.slot_type.name());
+    let report = Report { uuid: inspect::uuid_text(&header), slot, slot_type, keyslots: tried };
+    context.output.result(&report, || {
+        let line = |tried: &Tried| match &tried.reason {
+            None => format!("Slot {} {}: unwraps, header authentic\n", tried.slot, tried.slot_type),
+            Some(reason) => format!("Slot {} {}: {reason}\n", tried.slot, tried.slot_type),
+        };
+        report.keyslots.iter().map(line).collect()
+    });
+    Ok(ExitCode::SUCCESS)
 }

@@ -204,17 +204,38 @@ pub async fn add_key(
     manager: &dyn KeyManager,
     priority: u16,
 ) -> Result<usize, VolumeError> {
+    let number = free_keyslot(header)?;
+    header.keyslots[number] = Some(wrap_keyslot(header, dek, keys, manager, priority).await?);
+    Ok(number)
+}
+
+/// Number of the next free keyslot.
+///
+/// # Errors
+/// [`VolumeError::Refused`] when all sixteen are in use.
+pub fn free_keyslot(header: &Header) -> Result<usize, VolumeError> {
     let free = header.keyslots.iter().position(Option::is_none);
-    let number =
-        free.ok_or_else(|| VolumeError::Refused("all 16 keyslots are in use; remove one first".into()))?;
+    free.ok_or_else(|| VolumeError::Refused("all 16 keyslots are in use; remove one first".into()))
+}
+
+/// A keyslot for a header, which holds the data key as `manager` wraps it now.
+///
+/// # Errors
+/// The manager's.
+pub async fn wrap_keyslot(
+    header: &Header,
+    dek: &Dek,
+    keys: &VolumeKeys,
+    manager: &dyn KeyManager,
+    priority: u16,
+) -> Result<Keyslot, VolumeError> {
     let key: WrappedKey = manager.wrap(dek, wrap_context(header)).await?;
-    header.keyslots[number] = Some(Keyslot {
+    Ok(Keyslot {
         state: KeyslotState::Active,
         epoch: header.active_epoch,
         created: unix_seconds(),
         priority,
         key,
         commit: *keys.commit(),
-    });
-    Ok(number)
+    })
 }

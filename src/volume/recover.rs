@@ -57,6 +57,19 @@ impl Volume {
         mode: OpenMode,
     ) -> Result<Self, VolumeError> {
         let Unlocked { header, keys, .. } = unlocked;
+        Self::open_authentic(store, header, keys, mode).await
+    }
+
+    /// As [`open`](Self::open), with a header that was authenticated with `keys` and no data key.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_authentic(
+        store: Arc<dyn SlotStore>,
+        header: Header,
+        keys: Arc<VolumeKeys>,
+        mode: OpenMode,
+    ) -> Result<Self, VolumeError> {
         if mode == OpenMode::ReadWrite && !header.is_writable() {
             return Err(VolumeError::Unsupported(FormatError::Incompatible(header.ro_compat)));
         }

@@ -22,8 +22,9 @@ fn a_key_is_added_changed_and_removed_and_each_step_is_proved() {
 
     let changed =
         desk.json(&["key", "change", "vol", "--slot", "keyfile:key", "--new-slot", "keyfile:third"]);
-    assert_eq!((&changed["added"], &changed["removed"]), (&2.into(), &0.into()), "{changed}");
-    assert_eq!(changed["reopened"], true);
+    assert_eq!((&changed["slot"], &changed["reopened"]), (&0.into(), &true.into()), "{changed}");
+    let phases = ["staged", "verified", "committed", "retired"];
+    assert_eq!(changed["phases"], serde_json::json!(phases));
     assert_eq!(
         desk.fails_in_both_forms(2, "does not fit", &["key", "test", "vol", "--slot", "keyfile:key"]),
         "no_key_fits"
@@ -33,7 +34,7 @@ fn a_key_is_added_changed_and_removed_and_each_step_is_proved() {
     let removed = desk.json(&["key", "remove", "vol", "--slot", "keyfile:third", "--key-slot", "1"]);
     assert_eq!((&removed["removed"], &removed["reopened"]), (&1.into(), &true.into()), "{removed}");
     desk.fails(2, "no key fits", &["key", "test", "vol", "--slot", "keyfile:second"]);
-    assert_eq!(slots(&desk), [2]);
+    assert_eq!(slots(&desk), [0]);
     desk.ok(&["check", "vol", "--slot", "keyfile:third"]);
 }
 
@@ -76,13 +77,96 @@ fn sixteen_keys_fit_and_the_seventeenth_is_refused() {
         desk.ok(&["key", "add", "vol", "--slot", "keyfile:key", "--new-slot", &new]);
     }
     let before = desk.bytes("vol");
-    for verb in ["add", "change"] {
-        let one_more = ["key", verb, "vol", "--slot", "keyfile:key", "--new-slot", "keyfile:more"];
-        assert_eq!(desk.fails_in_both_forms(13, "all 16 keyslots are in use", &one_more), "refused");
-    }
+    let one_more = ["key", "add", "vol", "--slot", "keyfile:key", "--new-slot", "keyfile:more"];
+    assert_eq!(desk.fails_in_both_forms(13, "all 16 keyslots are in use", &one_more), "refused");
     assert_eq!(desk.bytes("vol"), before);
     assert_eq!(slots(&desk), (0..16).collect::<Vec<_>>());
-    desk.ok(&["key", "test", "vol", "--slot", "keyfile:key15"]);
+    // A change needs no free one.
+    desk.ok(&["key", "change", "vol", "--slot", "keyfile:key15", "--new-slot", "keyfile:more"]);
+    desk.ok(&["key", "test", "vol", "--slot", "keyfile:more"]);
+    desk.fails(2, "does not fit", &["key", "test", "vol", "--slot", "keyfile:key15"]);
+}
+
+#[test]
+fn a_key_is_ensured_once_however_often_it_is_asked_for() {
+    let desk = Desk::with_volume();
+    let ensure = ["key", "ensure", "vol", "--slot", "keyfile:key", "--new-slot", "keyfile:second"];
+    assert_eq!(desk.json(&ensure)["added"], 1);
+    let before = desk.bytes("vol");
+    let again = desk.json(&ensure);
+    assert_eq!((&again["slot"], &again["phases"]), (&1.into(), &serde_json::json!([])), "{again}");
+    assert_eq!(desk.bytes("vol"), before);
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_makes_no_keyfile() {
+    let desk = Desk::with_volume();
+    let before = desk.bytes("vol");
+    for verb in ["add", "ensure", "change"] {
+        let report = desk.json(&[
+            "key",
+            verb,
+            "vol",
+            "--slot",
+            "keyfile:key",
+            "--new-slot",
+            "keyfile:second",
+            "--dry-run",
+        ]);
+        assert_eq!(
+            (&report["dry_run"], &report["phases"]),
+            (&true.into(), &serde_json::json!([])),
+            "{report}"
+        );
+    }
+    desk.ok(&[
+        "key",
+        "priority",
+        "vol",
+        "--slot",
+        "keyfile:key",
+        "--key-slot",
+        "0",
+        "--priority",
+        "9",
+        "--dry-run",
+    ]);
+    desk.ok(&["key", "remove", "vol", "--slot", "keyfile:key", "--force-last", "--dry-run"]);
+    assert_eq!(desk.bytes("vol"), before);
+    assert!(!desk.path("second").exists());
+    let wrong = ["key", "add", "vol", "--slot", "keyfile:none", "--new-slot", "keyfile:second", "--dry-run"];
+    desk.fails(2, "does not exist", &wrong);
+}
+
+#[test]
+fn a_keyslot_is_killed_only_by_a_key_that_stays() {
+    let desk = Desk::with_volume();
+    desk.ok(&["key", "add", "vol", "--slot", "keyfile:key", "--new-slot", "keyfile:second"]);
+    let kill = |slot, number| ["key", "kill", "vol", "--slot", slot, "--key-slot", number];
+    assert_eq!(
+        desk.fails_in_both_forms(13, "opens another keyslot", &kill("keyfile:second", "1")),
+        "refused"
+    );
+    assert_eq!(desk.json(&kill("keyfile:key", "1"))["reopened"], true);
+    assert_eq!(slots(&desk), [0]);
+    assert_eq!(desk.fails_in_both_forms(13, "opens another keyslot", &kill("keyfile:key", "0")), "refused");
+    desk.fails(1, "is not in use", &kill("keyfile:key", "1"));
+}
+
+#[test]
+fn keyslots_are_tried_in_order_of_their_priority() {
+    let desk = Desk::with_volume();
+    desk.ok(&["key", "add", "vol", "--slot", "keyfile:key", "--new-slot", "keyfile:second"]);
+    let opens = || desk.json(&["key", "test", "vol", "--slot", "keyfile:key", "--slot", "keyfile:second"]);
+    assert_eq!(opens()["slot"], 0);
+    desk.ok(&["key", "priority", "vol", "--slot", "keyfile:key", "--key-slot", "0", "--priority", "5"]);
+    let report = opens();
+    assert_eq!(report["slot"], 1);
+    let all: Vec<_> = report["keyslots"].as_array().unwrap().iter().map(|slot| &slot["opens"]).collect();
+    assert_eq!(all, [true, true]);
+    let one = desk.json(&["key", "test", "vol", "--slot", "keyfile:key"]);
+    assert_eq!((&one["slot"], &one["keyslots"][1]["opens"]), (&0.into(), &false.into()));
+    assert!(one["keyslots"][1]["reason"].as_str().unwrap().contains("does not fit"), "{one}");
 }
 
 #[test]

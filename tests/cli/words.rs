@@ -128,7 +128,7 @@ fn every_verb_that_reports_prints_one_json_object() {
         with_key(&["key", "test", "vol"]),
         with_key(&["key", "add", "vol", "--new-slot", "keyfile:two"]),
         vec!["key", "change", "vol", "--slot", "keyfile:two", "--new-slot", "keyfile:three"],
-        with_key(&["key", "remove", "vol", "--key-slot", "3"]),
+        with_key(&["key", "remove", "vol", "--key-slot", "2"]),
         vec!["header", "backup", "vol", "backup"],
         with_key(&["header", "restore", "vol", "backup", "--yes"]),
     ] {
