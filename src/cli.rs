@@ -7,16 +7,21 @@ mod arguments;
 mod check;
 mod context;
 mod demo;
+mod destroy;
 mod documents;
+mod erase;
 mod format;
 mod header;
+mod header_check;
 mod home;
 mod inspect;
 mod interrupt;
 mod key;
+mod known;
 mod open;
 mod outcome;
 mod output;
+mod revoke;
 mod rotate;
 mod serve;
 mod size;
@@ -88,6 +93,8 @@ async fn run(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Check(options) => check::run(&options, context).await,
         Command::Key(command) => Box::pin(key(command, context)).await,
         Command::Rotate(options) => Box::pin(rotate::run(&options, context)).await,
+        Command::Revoke(options) => Box::pin(revoke::run(&options, context)).await,
+        Command::Erase(options) => Box::pin(erase::run(&options, context)).await,
         Command::Header(command) => Box::pin(header::run(command, context)).await,
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { directory } => documents::man(directory.as_deref()),

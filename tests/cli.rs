@@ -10,6 +10,8 @@ mod servers;
 mod backends;
 #[path = "cli/desk.rs"]
 mod desk;
+#[path = "cli/erasing.rs"]
+mod erasing;
 #[path = "cli/errors.rs"]
 mod errors;
 #[path = "cli/formatting.rs"]
@@ -20,6 +22,8 @@ mod headers;
 mod keys;
 #[path = "cli/passphrases.rs"]
 mod passphrases;
+#[path = "cli/pinning.rs"]
+mod pinning;
 #[path = "cli/secrecy.rs"]
 mod secrecy;
 #[path = "cli/serving.rs"]

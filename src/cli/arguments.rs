@@ -68,6 +68,10 @@ pub(super) enum Command {
     Key(KeyCommand),
     /// Wrap the data key under a new version of the key manager's key
     Rotate(RotateOptions),
+    /// Take a key away from whoever has it: remove its keyslot, destroy its key in the key manager
+    Revoke(RevokeOptions),
+    /// Destroy every keyslot and its key: nobody can read the data again
+    Erase(EraseOptions),
     /// Back the header up or restore it
     #[command(subcommand)]
     Header(HeaderCommand),
@@ -109,9 +113,14 @@ impl Command {
             )
             | Self::Header(
                 HeaderCommand::Backup(HeaderFileOptions { backend: BackendOption { backend }, .. })
+                | HeaderCommand::Diff(HeaderFileOptions { backend: BackendOption { backend }, .. })
+                | HeaderCommand::Verify(HeaderVerifyOptions { backend: BackendOption { backend }, .. })
+                | HeaderCommand::Pin(HeaderPinOptions { backend: BackendOption { backend }, .. })
                 | HeaderCommand::Restore(HeaderRestoreOptions { backend: BackendOption { backend }, .. }),
             ) => backend,
             Self::Rotate(options) => return options.backend.as_deref(),
+            Self::Revoke(RevokeOptions { backend: BackendOption { backend }, .. })
+            | Self::Erase(EraseOptions { backend: BackendOption { backend }, .. }) => backend,
             Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => return None,
         };
         Some(backend)
@@ -348,12 +357,74 @@ pub(super) struct RotateOptions {
     pub(super) dry_run: bool,
 }
 
+#[derive(Args, Debug)]
+pub(super) struct RevokeOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    /// A key that stays, and the key manager of the one that goes
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+    /// Number of the keyslot to revoke
+    #[arg(long, value_name = "N")]
+    pub(super) key_slot: usize,
+    /// Also end the serving of the volume at once
+    #[arg(long)]
+    pub(super) now: bool,
+    /// Check and tell what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct EraseOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    /// A key that opens the volume, and the key managers whose keys are to be destroyed
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+    /// Write the certificate there; a new file
+    #[arg(long, value_name = "FILE")]
+    pub(super) certificate: Option<PathBuf>,
+    /// Ask nothing
+    #[arg(long, short = 'y')]
+    pub(super) yes: bool,
+    /// Check and tell what would be done, and change nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
 #[derive(Subcommand, Debug)]
 pub(super) enum HeaderCommand {
     /// Copy the header with all keyslots to a file (mode 0600)
     Backup(HeaderFileOptions),
     /// Put a header from a file back
     Restore(HeaderRestoreOptions),
+    /// Verify both copies of the header against a key, the newest root and the pin
+    Verify(HeaderVerifyOptions),
+    /// Tell how a backup differs from the header (needs no key)
+    Diff(HeaderFileOptions),
+    /// Let this host refuse older headers and other data keys from now on
+    Pin(HeaderPinOptions),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct HeaderVerifyOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    #[command(flatten)]
+    pub(super) slot: SlotOption,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct HeaderPinOptions {
+    #[command(flatten)]
+    pub(super) backend: BackendOption,
+    /// A key that opens the volume
+    #[arg(long = "slot", value_name = "SPEC", required_unless_present = "remove")]
+    pub(super) slots: Vec<String>,
+    /// Forget the pin
+    #[arg(long)]
+    pub(super) remove: bool,
 }
 
 #[derive(Args, Debug)]

@@ -1,20 +1,24 @@
-//! `sealbd header`: a copy of the header in a file, and back.
+//! `sealbd header backup | restore`: a copy of the header in a file, and back.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use keymgmt::source::Purpose;
 use serde::Serialize;
 
 use super::arguments::{HeaderCommand, HeaderFileOptions, HeaderRestoreOptions};
 use super::context::Context;
+use super::header_check;
 use super::inspect;
+use super::known::{HeaderBackup, Known};
 use super::open;
 use super::outcome::Failure;
 use super::terminal::confirm;
-use crate::format::header::{HEADER_LEN, UnverifiedHeader};
+use crate::format::header::{HEADER_LEN, Header, UnverifiedHeader};
 use crate::store::Access;
 use crate::volume::unlock::{HeaderCopies, read_header, write_header};
 use crate::volume::{OpenMode, Volume, VolumeError};
@@ -32,6 +36,9 @@ pub(super) async fn run(command: HeaderCommand, context: &Context) -> Result<Exi
     match command {
         HeaderCommand::Backup(options) => backup(&options, context).await,
         HeaderCommand::Restore(options) => Box::pin(restore(&options, context)).await,
+        HeaderCommand::Verify(options) => header_check::verify(&options, context).await,
+        HeaderCommand::Diff(options) => header_check::diff(&options, context).await,
+        HeaderCommand::Pin(options) => header_check::pin(&options, context).await,
     }
 }
 
@@ -55,6 +62,7 @@ async fn backup(options: &HeaderFileOptions, context: &Context) -> Result<ExitCo
         Failure::system(&format!("cannot write {shown}"), &error, "make room there, or name another FILE")
     })?;
     let header = copies.claimed();
+    remember(header, &options.file, context);
     let report = Report {
         uuid: inspect::uuid_text(header),
         op: "header-backup",
@@ -71,18 +79,26 @@ async fn backup(options: &HeaderFileOptions, context: &Context) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+/// Remembers where the backup is, so that `erase` can name it. A host that cannot is told and goes on: the
+/// backup is what was asked for.
+fn remember(header: &Header, file: &Path, context: &Context) {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let made = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let backup =
+        HeaderBackup { file: file.display().to_string(), header_generation: header.generation, made };
+    let stored = Known::load(header.volume).and_then(|mut known| {
+        known.add_backup(backup);
+        known.store(header.volume)
+    });
+    if let Err(failure) = stored {
+        context.output.note(&format!("where this backup is will not be remembered: {}", failure.message));
+    }
+}
+
 async fn restore(options: &HeaderRestoreOptions, context: &Context) -> Result<ExitCode, Failure> {
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
     let shown = options.file.display();
-    let failed = |error: std::io::Error| {
-        Failure::system(&format!("cannot read {shown}"), &error, "name the FILE that header backup made")
-    };
-    let mut bytes = Vec::with_capacity(HEADER_LEN + 1);
-    let file = std::fs::File::open(&options.file).map_err(failed)?;
-    file.take(HEADER_LEN as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    let not_a_backup =
-        |error| Failure::integrity(format!("{shown}: {error}"), "name a FILE that header backup made");
-    let copy = UnverifiedHeader::decode(&bytes).map_err(not_a_backup)?;
+    let copy = read_backup(&options.file)?;
     let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
     let unlocked = HeaderCopies::of_backup(copy).unlock(context.engine, &managers).await;
     let mut unlocked = unlocked.map_err(|error| Failure::from(error).of(shown.to_string()))?;
@@ -125,4 +141,18 @@ async fn restore(options: &HeaderRestoreOptions, context: &Context) -> Result<Ex
         .output
         .result(&report, || format!("restored as header generation {}, tested: opens", header.generation));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a backup; nothing in it is authenticated yet.
+pub(super) fn read_backup(path: &Path) -> Result<UnverifiedHeader, Failure> {
+    let shown = path.display();
+    let failed = |error: std::io::Error| {
+        Failure::system(&format!("cannot read {shown}"), &error, "name the FILE that header backup made")
+    };
+    let mut bytes = Vec::with_capacity(HEADER_LEN + 1);
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(HEADER_LEN as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    UnverifiedHeader::decode(&bytes).map_err(|error| {
+        Failure::integrity(format!("{shown}: {error}"), "name a FILE that header backup made")
+    })
 }

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use keymgmt::manager::KeyManager;
 
 use super::context::Context;
+use super::known::check_pin;
 use super::open::{self, Backend};
 use super::outcome::Failure;
 use crate::format::header::{Header, UnverifiedHeader};
@@ -58,7 +59,7 @@ impl Home {
             ));
         }
         unlocked.header = next;
-        Ok(())
+        check_pin(unlocked)
     }
 
     /// From when this returns, headers before that of `unlocked` are refused.
@@ -68,6 +69,16 @@ impl Home {
         let opened = Volume::open_authentic(store.clone(), header.clone(), keys.clone(), OpenMode::ReadWrite);
         let volume = opened.await.map_err(failed)?;
         volume.close().await.map_err(failed)
+    }
+
+    /// Ends the serving of the volume when it is `wanted`, and tells how things stand.
+    #[expect(clippy::unused_async, reason = "asks the serving process once there is one")]
+    pub(super) async fn end_serving(
+        &self,
+        _wanted: bool,
+        _context: &Context,
+    ) -> Result<&'static str, Failure> {
+        Ok("not served")
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) const CIPHER: &str = "AES-256-GCM, 4 KiB sectors";
 /// A keyslot without anything secret.
 #[derive(Serialize)]
 pub(super) struct KeyslotReport {
-    slot: usize,
+    pub(super) slot: usize,
     #[serde(rename = "type")]
     slot_type: &'static str,
     state: &'static str,
@@ -78,10 +78,15 @@ pub(super) fn keyslots(registry: &Registry, header: &Header) -> Vec<KeyslotRepor
 
 /// Keyslots as lines for people.
 pub(super) fn keyslot_lines(slots: &[KeyslotReport]) -> String {
-    let line = |KeyslotReport { slot, slot_type, state, epoch, description, .. }: &KeyslotReport| {
-        format!("Slot {slot:<2} {slot_type:<11} {state:<13} epoch {epoch}  {description}\n")
-    };
-    slots.iter().map(line).collect()
+    slots.iter().map(|slot| format!("Slot {:<2} {}\n", slot.slot, slot.line())).collect()
+}
+
+impl KeyslotReport {
+    /// The keyslot in one line, without its number.
+    pub(super) fn line(&self) -> String {
+        let Self { slot_type, state, epoch, description, .. } = self;
+        format!("{slot_type:<11} {state:<13} epoch {epoch}  {description}")
+    }
 }
 
 /// `sealbd dump`.

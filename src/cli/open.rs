@@ -12,6 +12,7 @@ use keymgmt::source::Purpose;
 use keymgmt::spec::{Argument, Spec};
 
 use super::context::Context;
+use super::known::check_pin;
 use super::outcome::Failure;
 use super::output::Output;
 use crate::store::uri::{self, StoreUri};
@@ -94,9 +95,11 @@ impl Backend {
         let found = unlocked.header.generation;
         // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
         match Volume::header_generation_of_root(&*self.store, &unlocked).await {
-            Ok(known) if known > found => Err(failed(VolumeError::HeaderRollback { found, known })),
-            _ => Ok(unlocked),
+            Ok(known) if known > found => return Err(failed(VolumeError::HeaderRollback { found, known })),
+            _ => {}
         }
+        check_pin(&unlocked).map_err(|failure| failure.of(&self.uri))?;
+        Ok(unlocked)
     }
 }
 

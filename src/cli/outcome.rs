@@ -22,6 +22,8 @@ const EXIT_ROLLBACK: u8 = 9;
 const EXIT_IN_USE: u8 = 10;
 const EXIT_UNREACHABLE: u8 = 11;
 const EXIT_REFUSED: u8 = 13;
+/// Of several things some were done; the report lists each.
+pub(super) const EXIT_PARTLY: u8 = 14;
 
 /// Why a command failed.
 #[derive(Debug)]

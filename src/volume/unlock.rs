@@ -90,6 +90,18 @@ impl HeaderCopies {
         self.good[0].1.claimed()
     }
 
+    /// How many copies are well-formed.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.good.len()
+    }
+
+    /// Whether all well-formed copies are the same, byte for byte.
+    #[must_use]
+    pub fn copies_are_equal(&self) -> bool {
+        self.good.windows(2).all(|pair| pair[0].1.bytes() == pair[1].1.bytes())
+    }
+
     /// The newest copy, byte for byte.
     #[must_use]
     pub fn newest_bytes(&self) -> &[u8] {

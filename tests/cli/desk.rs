@@ -58,6 +58,7 @@ impl Desk {
         let mut command = program_within(env!("CARGO_BIN_EXE_sealbd"), COMMAND_SECONDS_MAX);
         command.args(args).current_dir(self.dir()).stdin(Stdio::null());
         command.env_remove("SEALBD_FORMAT").env_remove("CREDENTIALS_DIRECTORY");
+        command.env("SEALBD_STATE_DIRECTORY", self.path("state"));
         command
     }
 
