@@ -191,7 +191,7 @@ impl Opened {
 /// `sealbd key add`.
 pub(super) async fn add(options: &KeyAddOptions, context: &Context) -> Result<ExitCode, Failure> {
     let opened = Opened::find(&options.backend, &options.slots, context).await?;
-    add_to(opened, "key-add", options, context).await
+    Box::pin(add_to(opened, "key-add", options, context)).await
 }
 
 /// `sealbd key ensure`: as add, unless the new key opens the volume already.
@@ -215,7 +215,7 @@ pub(super) async fn ensure(options: &KeyAddOptions, context: &Context) -> Result
             Err(error) => return Err(Failure::from(error).of(opened.home.name())),
         }
     }
-    add_to(opened, "key-ensure", options, context).await
+    Box::pin(add_to(opened, "key-ensure", options, context)).await
 }
 
 async fn add_to(
@@ -232,7 +232,7 @@ async fn add_to(
         return report.dry(format!("slot {number} would hold the new key")).tell(context);
     }
     let header = with_new_key(&mut opened, number, options.priority.unwrap_or(0), options, context).await?;
-    let header = opened.apply(header, Some(number), context).await?;
+    let header = Box::pin(opened.apply(header, Some(number), context)).await?;
     report.done(&header, true, format!("Slot {number} added, tested: unwraps")).tell(context)
 }
 
@@ -250,7 +250,7 @@ pub(super) async fn change(options: &KeyAddOptions, context: &Context) -> Result
     }
     let priority = options.priority.unwrap_or(opened.keyslot(number)?.priority);
     let header = with_new_key(&mut opened, number, priority, options, context).await?;
-    let header = opened.apply(header, Some(number), context).await?;
+    let header = Box::pin(opened.apply(header, Some(number), context)).await?;
     let prose = format!(
         "Slot {number} changed, tested: the new key unwraps; older copies of the header are refused from now on"
     );
@@ -281,7 +281,7 @@ pub(super) async fn remove(options: &KeyRemoveOptions, context: &Context) -> Res
     let number = options.key_slot.unwrap_or(opened.unlocked.slot);
     opened.keyslot(number)?;
     opened.check_not_last(number, options.force_last)?;
-    remove_from(opened, "key-remove", number, options.dry_run, context).await
+    Box::pin(remove_from(opened, "key-remove", number, options.dry_run, context)).await
 }
 
 /// `sealbd key kill`: as remove, and a key that stays must be given.
@@ -295,7 +295,7 @@ pub(super) async fn kill(options: &KeyKillOptions, context: &Context) -> Result<
             "--slot SPEC, a key that stays; sealbd key remove BACKEND removes the key that is given",
         ));
     }
-    remove_from(opened, "key-kill", number, options.dry_run, context).await
+    Box::pin(remove_from(opened, "key-kill", number, options.dry_run, context)).await
 }
 
 async fn remove_from(
@@ -313,7 +313,7 @@ async fn remove_from(
     let proof = opened.proof_without(number, context).await;
     let mut header = opened.unlocked.header.clone();
     header.keyslots[number] = None;
-    let header = opened.apply(header, proof, context).await?;
+    let header = Box::pin(opened.apply(header, proof, context)).await?;
     let prose = format!("Slot {number} removed; older copies of the header are refused from now on");
     report.done(&header, proof.is_some(), prose).tell(context)
 }
@@ -333,7 +333,7 @@ pub(super) async fn priority(options: &KeyPriorityOptions, context: &Context) ->
         slot.priority = priority;
     }
     let proof = opened.unlocked.slot;
-    let header = opened.apply(header, Some(proof), context).await?;
+    let header = Box::pin(opened.apply(header, Some(proof), context)).await?;
     let prose = format!("Slot {number} has priority {priority} (was {old}); lower numbers are tried first");
     report.done(&header, true, prose).tell(context)
 }
