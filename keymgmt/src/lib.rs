@@ -5,6 +5,7 @@
 //! manager is) and [`registry`] (which ones there are); a new manager is one file and one row there.
 
 mod derive;
+mod exec;
 #[cfg(feature = "http")]
 #[allow(dead_code, reason = "the managers that use it come next")]
 mod http;
@@ -21,7 +22,6 @@ mod retry;
 pub mod secret;
 pub mod source;
 pub mod spec;
-#[allow(dead_code, reason = "the managers that use it come next")]
 mod stored;
 #[cfg(feature = "tls")]
 #[allow(dead_code, reason = "the managers that use it come next")]

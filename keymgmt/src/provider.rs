@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::exec;
 use crate::manager::{KeyDescription, KeyError, SlotType, WrappedKey};
 use crate::registry::{Opened, Opening};
 use crate::source::SecretSource;
@@ -37,12 +38,17 @@ pub struct ProviderKind {
 }
 
 /// Every kind in this build, in the order in which they are told to people.
-pub const KINDS: &[ProviderKind] = &[];
+pub const KINDS: &[ProviderKind] = &[ProviderKind {
+    name: "exec",
+    slot_type: SlotType::Exec,
+    settings: settings::<exec::ExecSettings>,
+    describe: exec::describe,
+}];
 
 /// Kinds that a keyslot number is set aside for.
 const LATER: [&str; 3] = ["aws-kms", "kubernetes-kms", "tang"];
 /// Kinds that are built with a feature.
-const OPTIONAL: [&str; 7] = ["barbican", "vault-transit", "vault-kv", "kmip", "pkcs11", "tpm2", "exec"];
+const OPTIONAL: [&str; 6] = ["barbican", "vault-transit", "vault-kv", "kmip", "pkcs11", "tpm2"];
 
 /// What one kind of provider is set to; read and checked, nothing reached yet.
 pub trait Settings: Send + Sync {
@@ -195,6 +201,21 @@ pub fn is_name(name: &str) -> bool {
 pub fn secret_source<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SecretSource, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(serde::de::Error::custom)
+}
+
+/// A secret's source that needs nobody and can be read again: `file:PATH` or `cred:NAME`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct KeptSecret(pub(crate) SecretSource);
+
+impl<'de> Deserialize<'de> for KeptSecret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match secret_source(deserializer)? {
+            source @ (SecretSource::File(_) | SecretSource::Credential(_)) => Ok(Self(source)),
+            SecretSource::Prompt | SecretSource::Fd(_) => {
+                Err(serde::de::Error::custom("this secret is given as file:PATH or cred:NAME"))
+            }
+        }
+    }
 }
 
 /// Certificates for a connection to a manager, PEM files.

@@ -7,4 +7,5 @@
 #![expect(clippy::print_stdout, reason = "the last check that was begun is shown when a test fails")]
 
 mod built_in;
+mod exec;
 mod suite;
