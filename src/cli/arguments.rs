@@ -14,8 +14,8 @@ use crate::cipher::Engine;
 #[derive(Parser, Debug)]
 #[command(name = "sealbd", version, about, max_term_width = 100, arg_required_else_help = true)]
 #[command(
-    after_help = "BACKEND is a path, file:/path, nbd://host:port/export, nbd+unix:///export?socket=PATH or mem:SIZE.\n\
-    SPEC is keyfile:PATH, passphrase:SECRET or recovery:SECRET; SECRET is prompt, file:PATH, fd:N or cred:NAME.\n\
+    after_help = "BACKEND is a volume of the configuration by name or uuid, a path, file:/path, nbd://host:port/export, nbd+unix:///export?socket=PATH or mem:SIZE.\n\
+    SPEC is keyfile:PATH, credential:NAME, passphrase:SECRET, recovery:SECRET or kms:PROVIDER[/KEY]; SECRET is prompt, file:PATH, fd:N or cred:NAME.\n\
     Exit codes: 0 ok, 1 usage, 2 no key fits, 3 out of memory, 4 no volume there, 5 exists or busy, 6 key manager \
     unreachable, 7 key manager denied, 8 damaged, 9 rolled back, 10 in use elsewhere, 11 backend unreachable, \
     12 unfinished operation, 13 refused, 14 partly done."
@@ -24,6 +24,9 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of prose
     #[arg(long, global = true)]
     pub(super) json: bool,
+    /// Configuration to read instead of $SEALBD_CONFIG or /etc/sealbd/sealbd.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     /// Which AES-256-GCM to use: aws-lc or portable
     #[arg(long, global = true, hide = true, value_name = "NAME")]
     engine: Option<String>,
@@ -61,6 +64,14 @@ pub(super) enum Command {
     Status(StatusOptions),
     /// Verify index and counts; with --deep every sector
     Check(CheckOptions),
+    /// List the volumes of the configuration with the age of their keys (needs no key)
+    List(ListOptions),
+    /// Ask the key managers of the configuration
+    #[command(subcommand)]
+    Kms(KmsCommand),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print the volume's uuid (needs no key)
     Uuid(BackendOption),
     /// Add, change, remove, list and test keys
@@ -106,9 +117,50 @@ impl Command {
                 HeaderCommand::Backup(HeaderFileOptions { backend: BackendOption { backend }, .. })
                 | HeaderCommand::Restore(HeaderRestoreOptions { backend: BackendOption { backend }, .. }),
             ) => backend,
+            Self::List(_) | Self::Kms(_) | Self::Config(_) => return None,
             Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => return None,
         };
         Some(backend)
+    }
+
+    /// The backends that it is about, and the keys given for them where it takes any: to be completed from
+    /// the configuration.
+    pub(super) fn volumes(&mut self) -> (&mut [OsString], Option<&mut Vec<String>>) {
+        use std::slice::from_mut;
+        match self {
+            Self::Format(FormatOptions { backend, slots, .. }) => (from_mut(backend), Some(slots)),
+            Self::Serve(ServeOptions { backends, slot, .. }) => (backends, Some(&mut slot.slots)),
+            // Without a key it tells less.
+            Self::Status(StatusOptions { backend: BackendOption { backend }, .. })
+            | Self::Dump(BackendOption { backend })
+            | Self::Uuid(BackendOption { backend })
+            | Self::Key(KeyCommand::List(BackendOption { backend }))
+            | Self::Header(HeaderCommand::Backup(HeaderFileOptions {
+                backend: BackendOption { backend },
+                ..
+            })) => (from_mut(backend), None),
+            Self::Check(CheckOptions { backend: BackendOption { backend }, slot, .. })
+            | Self::Key(
+                KeyCommand::Remove(KeyRemoveOptions { backend: BackendOption { backend }, slot, .. })
+                | KeyCommand::Test(KeyTestOptions { backend: BackendOption { backend }, slot, .. }),
+            )
+            | Self::Header(HeaderCommand::Restore(HeaderRestoreOptions {
+                backend: BackendOption { backend },
+                slot,
+                ..
+            })) => (from_mut(backend), Some(&mut slot.slots)),
+            Self::Key(
+                KeyCommand::Add(KeyAddOptions { backend: BackendOption { backend }, slots, .. })
+                | KeyCommand::Change(KeyAddOptions { backend: BackendOption { backend }, slots, .. }),
+            ) => (from_mut(backend), Some(slots)),
+            Self::List(_) | Self::Kms(_) | Self::Config(_) => (&mut [], None),
+            Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => (&mut [], None),
+        }
+    }
+
+    /// Whether it is run without a configuration, or reads one of its own.
+    pub(super) fn needs_no_settings(&self) -> bool {
+        matches!(self, Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } | Self::Config(_))
     }
 
     /// Whether standard output carries something else than a report.
@@ -130,8 +182,9 @@ pub(super) struct BackendOption {
 
 #[derive(Args, Debug)]
 pub(super) struct SlotOption {
-    /// A key that opens the volume; may be given several times, all are tried
-    #[arg(long = "slot", value_name = "SPEC", required = true)]
+    /// A key that opens the volume; may be given several times, all are tried; default: the volume's slots in
+    /// the configuration
+    #[arg(long = "slot", value_name = "SPEC")]
     pub(super) slots: Vec<String>,
 }
 
@@ -150,8 +203,9 @@ pub(super) struct FormatOptions {
     /// Size that clients see, e.g. 10G; needed for a new file, else what fits
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub(super) size: Option<u64>,
-    /// A key that will open the volume; a keyfile that does not exist is made
-    #[arg(long = "slot", value_name = "SPEC", required = true)]
+    /// A key that will open the volume; a keyfile that does not exist is made; default: the volume's slots in
+    /// the configuration
+    #[arg(long = "slot", value_name = "SPEC")]
     pub(super) slots: Vec<String>,
     /// Make no recovery key
     #[arg(long)]
@@ -217,6 +271,40 @@ pub(super) struct CheckOptions {
     pub(super) deep: bool,
 }
 
+#[derive(Args, Debug)]
+pub(super) struct ListOptions {
+    /// Ask the key managers, too, and print gauges for Prometheus: to standard output, or to FILE in one step
+    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with = "json")]
+    pub(super) prometheus: Option<Option<PathBuf>>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum KmsCommand {
+    /// List the key managers of the configuration, without asking them anything
+    List(KmsOptions),
+    /// Ask whether each is there and lets us in
+    Test(KmsOptions),
+    /// The same, with the volumes that depend on each
+    Status(KmsOptions),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct KmsOptions {
+    /// Only this one
+    #[arg(long, value_name = "NAME")]
+    pub(super) provider: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum ConfigCommand {
+    /// Tell every error of the configuration, or what it says
+    Check {
+        /// The configuration; default: as --config
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
 #[derive(Subcommand, Debug)]
 pub(super) enum KeyCommand {
     /// Add a key
@@ -235,8 +323,9 @@ pub(super) enum KeyCommand {
 pub(super) struct KeyAddOptions {
     #[command(flatten)]
     pub(super) backend: BackendOption,
-    /// A key that opens the volume now; 'change' replaces it
-    #[arg(long = "slot", value_name = "SPEC", required = true)]
+    /// A key that opens the volume now; 'change' replaces it; default: the volume's slots in the
+    /// configuration
+    #[arg(long = "slot", value_name = "SPEC")]
     pub(super) slots: Vec<String>,
     /// The new key; a keyfile that does not exist is made
     #[arg(long, value_name = "SPEC", required = true)]
@@ -311,14 +400,19 @@ const ALIASES: &[(&str, &[&str])] = &[
 /// Replaces a verb of cryptsetup by ours; also returns ours, to be told.
 pub(super) fn native_spelling(words: impl Iterator<Item = OsString>) -> (Vec<OsString>, Option<String>) {
     let mut words: Vec<OsString> = words.collect();
-    let verb =
-        words.iter().skip(1).position(|word| !word.as_encoded_bytes().starts_with(b"-")).map(|i| i + 1);
-    let Some(at) = verb else { return (words, None) };
+    let Some(at) = verb_at(&words) else { return (words, None) };
     let Some((_, native)) = ALIASES.iter().find(|(alias, _)| words[at] == OsStr::new(alias)) else {
         return (words, None);
     };
     words.splice(at..=at, native.iter().map(OsString::from));
     (words, Some(native.join(" ")))
+}
+
+/// Where the verb stands: the first word that is no option and not what stands behind one.
+pub(super) fn verb_at(words: &[OsString]) -> Option<usize> {
+    let takes_a_word = |word: &OsString| word == "--config" || word == "--engine";
+    let is_option = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
+    (1..words.len()).find(|at| !is_option(&words[*at]) && !takes_a_word(&words[at - 1]))
 }
 
 #[cfg(test)]
@@ -337,6 +431,10 @@ mod tests {
         let (words, native) = native_spelling(words.into_iter());
         assert_eq!(words, ["sealbd", "--json", "key", "add", "vol"]);
         assert_eq!(native.as_deref(), Some("key add"));
+        let words = ["sealbd", "--config", "luksDump", "luksUUID", "vol"].map(OsString::from);
+        let (words, native) = native_spelling(words.into_iter());
+        assert_eq!(words, ["sealbd", "--config", "luksDump", "uuid", "vol"]);
+        assert_eq!(native.as_deref(), Some("uuid"));
         let (words, native) = native_spelling(["sealbd", "dump", "luksDump"].map(OsString::from).into_iter());
         assert_eq!(words, ["sealbd", "dump", "luksDump"]);
         assert_eq!(native, None);

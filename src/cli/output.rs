@@ -10,6 +10,7 @@ use serde_json::json;
 use super::outcome::Failure;
 
 /// How results are shown.
+#[derive(Clone, Copy)]
 pub(super) struct Output {
     json: bool,
 }
@@ -45,6 +46,11 @@ impl Output {
         };
         // A reader that has gone is no failure of the command.
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    }
+
+    /// Prints text for a program, byte for byte.
+    pub(super) fn text(&self, text: &str) {
+        let _ = std::io::stdout().write_all(text.as_bytes());
     }
 
     /// Tells something on standard error.
