@@ -5,7 +5,9 @@
 
 mod arguments;
 mod check;
+mod config;
 mod context;
+mod deferred;
 mod demo;
 mod destroy;
 mod documents;
@@ -17,33 +19,43 @@ mod home;
 mod inspect;
 mod interrupt;
 mod key;
+mod key_age;
+mod kms;
 mod known;
+mod list;
+mod named;
 mod open;
 mod outcome;
 mod output;
+mod prometheus;
 mod revoke;
 mod rotate;
+mod rotate_all;
 mod serve;
+mod settings;
 mod size;
 mod terminal;
 mod usage;
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use keymgmt::registry::Registry;
 use keymgmt::request::RequestId;
 
-use arguments::{Arguments, Command, KeyCommand};
+use arguments::{Arguments, Command, ConfigCommand, KeyCommand};
 use context::Context;
 use outcome::Failure;
 use output::Output;
+use settings::Settings;
 
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
     let (words, renamed) = arguments::native_spelling(std::env::args_os());
-    let arguments = match Arguments::try_parse_from(&words) {
+    let mut arguments = match Arguments::try_parse_from(&words) {
         Ok(arguments) => arguments,
         Err(error) => return usage::report(&error, &words),
     };
@@ -68,9 +80,21 @@ pub fn main() -> ExitCode {
         Ok(engine) => engine,
         Err(failure) => return output.fail(&failure),
     };
-    let (registry, request_id) = (Registry::built_in(), RequestId::generate());
-    let context = Context { output, engine, hygiene, registry, request_id };
-    let result = runtime.block_on(run(arguments.command, &context));
+    let loaded = match arguments.command.needs_no_settings() {
+        true => Ok((Settings::default(), Registry::built_in())),
+        false => Settings::load(arguments.config.as_deref()),
+    };
+    let (settings, registry) = match loaded {
+        Ok(loaded) => loaded,
+        Err(problems) => return output.fail(&config::refused(&problems)),
+    };
+    let completed = named::complete(&mut arguments.command, &settings, &output, &usage::verb_of(&words));
+    if let Err(failure) = completed {
+        return output.fail(&failure);
+    }
+    let (registry, request_id) = (Arc::new(registry), RequestId::generate());
+    let context = Context { output, engine, hygiene, registry, settings, request_id };
+    let result = runtime.block_on(run(arguments.command, arguments.config.as_deref(), &context));
     // A blocking read of a terminal or a store must not keep the process.
     runtime.shutdown_background();
     match result {
@@ -82,14 +106,19 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command, context: &Context) -> Result<ExitCode, Failure> {
+async fn run(command: Command, config: Option<&Path>, context: &Context) -> Result<ExitCode, Failure> {
     match command {
         Command::Demo(options) => Box::pin(demo::run(options, context)).await,
         Command::Format(options) => format::run(options, context).await,
         Command::Serve(options) => serve::run(options, context).await,
         Command::Dump(options) => inspect::dump(&options, context).await,
         Command::Uuid(options) => inspect::uuid(&options, context).await,
-        Command::Status(options) => inspect::status(&options, context).await,
+        Command::Status(options) => Box::pin(inspect::status(&options, context)).await,
+        Command::List(options) => list::run(&options, context).await,
+        Command::Kms(command) => kms::run(&command, context).await,
+        Command::Config(ConfigCommand::Check { file }) => {
+            config::check(file.as_deref().or(config), &context.output)
+        }
         Command::Check(options) => check::run(&options, context).await,
         Command::Key(command) => Box::pin(key(command, context)).await,
         Command::Rotate(options) => Box::pin(rotate::run(&options, context)).await,

@@ -82,6 +82,7 @@ fn a_header_with_two_keyslots() {
         active_epoch: 1,
         ring_slots: 8,
         ring_offset: (1 << 20) + 65536,
+        dek_created: 1_690_000_000,
         salt: ascending(0xa0),
         label,
         keyslots,

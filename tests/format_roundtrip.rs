@@ -147,12 +147,12 @@ fn keyslot() -> impl Strategy<Value = Keyslot> {
 }
 
 fn header() -> impl Strategy<Value = Header> {
-    let ids = (any::<[u8; 16]>(), any::<[u64; 3]>(), uniform32(any::<u8>()), uniform32(any::<u8>()));
+    let ids = (any::<[u8; 16]>(), any::<[u64; 4]>(), uniform32(any::<u8>()), uniform32(any::<u8>()));
     let geometry =
         (any::<bool>(), 21..=26u32, 1..=EXPORT_BYTES_MAX / 4096, 1..=1u64 << 30, 1..=65535u32, 2..=1024u32);
     let slots = vec((0..16usize, keyslot()), 0..4);
     (ids, geometry, slots).prop_map(|(ids, geometry, used)| {
-        let (volume, [generation, compat, ro_compat], salt, half_label) = ids;
+        let (volume, [generation, compat, ro_compat, dek_created], salt, half_label) = ids;
         let (small_align, segment_bits, sectors, slots, active_epoch, ring_slots) = geometry;
         let mut keyslots = [const { None }; 16];
         used.into_iter().for_each(|(number, slot)| keyslots[number] = Some(slot));
@@ -171,6 +171,7 @@ fn header() -> impl Strategy<Value = Header> {
             active_epoch,
             ring_slots,
             ring_offset: (1 << 20) + 65536,
+            dek_created,
             salt,
             label,
             keyslots,

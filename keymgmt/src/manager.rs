@@ -161,7 +161,7 @@ pub struct Health {
 }
 
 /// Why a key manager could not do what was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum KeyError {
     /// The secret cannot be had (file missing, wrong size, readable by others, no terminal …).
     #[error("{0}")]

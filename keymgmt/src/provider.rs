@@ -164,9 +164,25 @@ fn read<T: DeserializeOwned>(table: toml::Table) -> Result<T, SettingsError> {
     table.try_into().map_err(|error: toml::de::Error| SettingsError(without_values(error.message())))
 }
 
-/// A message with what stands in double quotes left out: names of settings stand in backquotes, values in
-/// double ones.
+/// A message with the values in it left out. Serde writes text in double quotes and names of settings in
+/// backquotes, but also numbers, truth values and the words of an enumeration in backquotes.
 fn without_values(message: &str) -> String {
+    let starts = ["unknown variant `", "invalid type: ", "invalid value: "];
+    let kinds = ["integer `", "boolean `", "floating point `", "character `"];
+    for start in starts {
+        let Some(rest) = message.strip_prefix(start) else { continue };
+        let kind = kinds.iter().find(|kind| rest.starts_with(**kind));
+        if !start.ends_with('`') && kind.is_none() {
+            continue;
+        }
+        // What is expected stands behind the value, and holds nothing of it.
+        let expected = rest.rfind(", expected ").map_or("", |at| &rest[at..]);
+        return format!(
+            "{}{}{expected}",
+            start.trim_end_matches('`'),
+            kind.map_or("…", |k| k.trim_end_matches(" `"))
+        );
+    }
     match (message.find('"'), message.rfind('"')) {
         (Some(first), Some(last)) => format!("{}…{}", &message[..first], &message[last + 1..]),
         _ => message.to_owned(),
@@ -253,5 +269,17 @@ mod tests {
             "invalid type: string …, expected a map"
         );
         assert_eq!(without_values(r#"string "a\"hunter2\"b", x"#), "string …, x");
+        assert_eq!(
+            without_values("unknown variant `hunter2`, expected `a` or `b`"),
+            "unknown variant …, expected `a` or `b`"
+        );
+        assert_eq!(
+            without_values("invalid type: integer `4711`, expected a string"),
+            "invalid type: integer, expected a string"
+        );
+        assert_eq!(
+            without_values("unknown field `b`, expected `a` or `c`"),
+            "unknown field `b`, expected `a` or `c`"
+        );
     }
 }

@@ -207,6 +207,15 @@ impl Registry {
         (kind.open)(&spec.argument, opening)
     }
 
+    /// Which keyslots the manager of a spec makes; none when the spec is of another registry.
+    #[must_use]
+    pub fn slot_type(&self, spec: &Spec) -> Option<SlotType> {
+        if let Argument::Key { provider, .. } = &spec.argument {
+            return self.providers.iter().find(|known| known.name == *provider).map(Provider::slot_type);
+        }
+        self.kinds.iter().find(|kind| kind.name == spec.manager).map(|kind| kind.slot_type)
+    }
+
     /// Tells what a keyslot is made of, without any secret; needs no secret either.
     ///
     /// # Errors

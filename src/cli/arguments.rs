@@ -1,10 +1,18 @@
 //! The words of the command line (verbs and options), and nothing of what they do.
 
+mod key_verbs;
+
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+pub(super) use key_verbs::{
+    EraseOptions, HeaderCommand, HeaderFileOptions, HeaderPinOptions, HeaderRestoreOptions,
+    HeaderVerifyOptions, KeyAddOptions, KeyCommand, KeyKillOptions, KeyPriorityOptions, KeyRemoveOptions,
+    KeyTestOptions, RevokeOptions, RotateOptions,
+};
 
 use super::outcome::Failure;
 use super::size::parse_size;
@@ -14,8 +22,8 @@ use crate::cipher::Engine;
 #[derive(Parser, Debug)]
 #[command(name = "sealbd", version, about, max_term_width = 100, arg_required_else_help = true)]
 #[command(
-    after_help = "BACKEND is a path, file:/path, nbd://host:port/export, nbd+unix:///export?socket=PATH or mem:SIZE.\n\
-    SPEC is keyfile:PATH, passphrase:SECRET or recovery:SECRET; SECRET is prompt, file:PATH, fd:N or cred:NAME.\n\
+    after_help = "BACKEND is a volume of the configuration by name or uuid, a path, file:/path, nbd://host:port/export, nbd+unix:///export?socket=PATH or mem:SIZE.\n\
+    SPEC is keyfile:PATH, credential:NAME, passphrase:SECRET, recovery:SECRET or kms:PROVIDER[/KEY]; SECRET is prompt, file:PATH, fd:N or cred:NAME.\n\
     Exit codes: 0 ok, 1 usage, 2 no key fits, 3 out of memory, 4 no volume there, 5 exists or busy, 6 key manager \
     unreachable, 7 key manager denied, 8 damaged, 9 rolled back, 10 in use elsewhere, 11 backend unreachable, \
     12 unfinished operation, 13 refused, 14 partly done."
@@ -24,6 +32,9 @@ pub(super) struct Arguments {
     /// Print one JSON object instead of prose
     #[arg(long, global = true)]
     pub(super) json: bool,
+    /// Configuration to read instead of $SEALBD_CONFIG or /etc/sealbd/sealbd.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     /// Which AES-256-GCM to use: aws-lc or portable
     #[arg(long, global = true, hide = true, value_name = "NAME")]
     engine: Option<String>,
@@ -61,6 +72,14 @@ pub(super) enum Command {
     Status(StatusOptions),
     /// Verify index and counts; with --deep every sector
     Check(CheckOptions),
+    /// List the volumes of the configuration with the age of their keys (needs no key)
+    List(ListOptions),
+    /// Ask the key managers of the configuration
+    #[command(subcommand)]
+    Kms(KmsCommand),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print the volume's uuid (needs no key)
     Uuid(BackendOption),
     /// Add, change, remove, list and test keys
@@ -121,9 +140,71 @@ impl Command {
             Self::Rotate(options) => return options.backend.as_deref(),
             Self::Revoke(RevokeOptions { backend: BackendOption { backend }, .. })
             | Self::Erase(EraseOptions { backend: BackendOption { backend }, .. }) => backend,
+            Self::List(_) | Self::Kms(_) | Self::Config(_) => return None,
             Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => return None,
         };
         Some(backend)
+    }
+
+    /// The backends that it is about, and the keys given for them where it takes any: to be completed from
+    /// the configuration.
+    pub(super) fn volumes(&mut self) -> (&mut [OsString], Option<&mut Vec<String>>) {
+        use std::slice::from_mut;
+        match self {
+            Self::Format(FormatOptions { backend, slots, .. }) => (from_mut(backend), Some(slots)),
+            Self::Serve(ServeOptions { backends, slot, .. }) => (backends, Some(&mut slot.slots)),
+            // Without a key it tells less.
+            Self::Status(StatusOptions { backend: BackendOption { backend }, .. })
+            | Self::Dump(BackendOption { backend })
+            | Self::Uuid(BackendOption { backend })
+            | Self::Key(KeyCommand::List(BackendOption { backend }))
+            | Self::Header(HeaderCommand::Backup(HeaderFileOptions {
+                backend: BackendOption { backend },
+                ..
+            }))
+            | Self::Header(HeaderCommand::Diff(HeaderFileOptions {
+                backend: BackendOption { backend },
+                ..
+            })) => (from_mut(backend), None),
+            Self::Check(CheckOptions { backend: BackendOption { backend }, slot, .. })
+            | Self::Key(
+                KeyCommand::Remove(KeyRemoveOptions { backend: BackendOption { backend }, slot, .. })
+                | KeyCommand::Kill(KeyKillOptions { backend: BackendOption { backend }, slot, .. })
+                | KeyCommand::Priority(KeyPriorityOptions { backend: BackendOption { backend }, slot, .. })
+                | KeyCommand::Test(KeyTestOptions { backend: BackendOption { backend }, slot, .. }),
+            )
+            | Self::Revoke(RevokeOptions { backend: BackendOption { backend }, slot, .. })
+            | Self::Erase(EraseOptions { backend: BackendOption { backend }, slot, .. })
+            | Self::Header(
+                HeaderCommand::Restore(HeaderRestoreOptions {
+                    backend: BackendOption { backend }, slot, ..
+                })
+                | HeaderCommand::Verify(HeaderVerifyOptions {
+                    backend: BackendOption { backend }, slot, ..
+                }),
+            ) => (from_mut(backend), Some(&mut slot.slots)),
+            Self::Header(HeaderCommand::Pin(HeaderPinOptions {
+                backend: BackendOption { backend },
+                slots,
+                remove,
+            })) => (from_mut(backend), if *remove { None } else { Some(slots) }),
+            Self::Rotate(RotateOptions { backend: Some(backend), slots, .. }) => {
+                (from_mut(backend), Some(slots))
+            }
+            Self::Rotate(RotateOptions { backend: None, .. }) => (&mut [], None),
+            Self::Key(
+                KeyCommand::Add(KeyAddOptions { backend: BackendOption { backend }, slots, .. })
+                | KeyCommand::Ensure(KeyAddOptions { backend: BackendOption { backend }, slots, .. })
+                | KeyCommand::Change(KeyAddOptions { backend: BackendOption { backend }, slots, .. }),
+            ) => (from_mut(backend), Some(slots)),
+            Self::List(_) | Self::Kms(_) | Self::Config(_) => (&mut [], None),
+            Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => (&mut [], None),
+        }
+    }
+
+    /// Whether it is run without a configuration, or reads one of its own.
+    pub(super) fn needs_no_settings(&self) -> bool {
+        matches!(self, Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } | Self::Config(_))
     }
 
     /// Whether standard output carries something else than a report.
@@ -145,8 +226,9 @@ pub(super) struct BackendOption {
 
 #[derive(Args, Debug)]
 pub(super) struct SlotOption {
-    /// A key that opens the volume; may be given several times, all are tried
-    #[arg(long = "slot", value_name = "SPEC", required = true)]
+    /// A key that opens the volume; may be given several times, all are tried; default: the volume's slots in
+    /// the configuration
+    #[arg(long = "slot", value_name = "SPEC")]
     pub(super) slots: Vec<String>,
 }
 
@@ -165,8 +247,9 @@ pub(super) struct FormatOptions {
     /// Size that clients see, e.g. 10G; needed for a new file, else what fits
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub(super) size: Option<u64>,
-    /// A key that will open the volume; a keyfile that does not exist is made
-    #[arg(long = "slot", value_name = "SPEC", required = true)]
+    /// A key that will open the volume; a keyfile that does not exist is made; default: the volume's slots in
+    /// the configuration
+    #[arg(long = "slot", value_name = "SPEC")]
     pub(super) slots: Vec<String>,
     /// Make no recovery key
     #[arg(long)]
@@ -232,222 +315,38 @@ pub(super) struct CheckOptions {
     pub(super) deep: bool,
 }
 
-#[derive(Subcommand, Debug)]
-pub(super) enum KeyCommand {
-    /// Add a key
-    Add(KeyAddOptions),
-    /// Add a key unless it opens the volume already
-    Ensure(KeyAddOptions),
-    /// Replace a key by another, in the same keyslot
-    Change(KeyAddOptions),
-    /// Remove a key
-    Remove(KeyRemoveOptions),
-    /// Remove the key in a keyslot by means of another key
-    Kill(KeyKillOptions),
-    /// Set which keyslots are tried first
-    Priority(KeyPriorityOptions),
-    /// List the keyslots (needs no key)
-    List(BackendOption),
-    /// Tell which keyslots a key opens
-    Test(KeyTestOptions),
-}
-
 #[derive(Args, Debug)]
-pub(super) struct KeyAddOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    /// A key that opens the volume now; 'change' replaces it
-    #[arg(long = "slot", value_name = "SPEC", required = true)]
-    pub(super) slots: Vec<String>,
-    /// The new key; a keyfile that does not exist is made
-    #[arg(long, value_name = "SPEC", required = true)]
-    pub(super) new_slot: String,
-    /// Keyslots with a lower number are tried first
-    #[arg(long, value_name = "N")]
-    pub(super) priority: Option<u16>,
-    /// Check and tell what would be done, and change nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct KeyRemoveOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    #[command(flatten)]
-    pub(super) slot: SlotOption,
-    /// Number of the keyslot to remove; default: the one that --slot opens
-    #[arg(long, value_name = "N")]
-    pub(super) key_slot: Option<usize>,
-    /// Remove even the last keyslot: nobody can open the volume afterwards
-    #[arg(long)]
-    pub(super) force_last: bool,
-    /// Check and tell what would be done, and change nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct KeyKillOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    #[command(flatten)]
-    pub(super) slot: SlotOption,
-    /// Number of the keyslot to remove
-    #[arg(long, value_name = "N")]
-    pub(super) key_slot: usize,
-    /// Check and tell what would be done, and change nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct KeyPriorityOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    #[command(flatten)]
-    pub(super) slot: SlotOption,
-    /// Number of the keyslot
-    #[arg(long, value_name = "N")]
-    pub(super) key_slot: usize,
-    /// Keyslots with a lower number are tried first
-    #[arg(long, value_name = "N")]
-    pub(super) priority: u16,
-    /// Check and tell what would be done, and change nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct KeyTestOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    #[command(flatten)]
-    pub(super) slot: SlotOption,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct RotateOptions {
-    /// Where the volume lies
-    #[arg(value_name = "BACKEND", required_unless_present = "all", conflicts_with = "all")]
-    pub(super) backend: Option<OsString>,
-    /// All volumes of the configuration
-    #[arg(long)]
-    pub(super) all: bool,
-    /// A new version of the key-encryption key in the key manager; the same whatever the volume's size
-    #[arg(long, conflicts_with = "dek")]
-    pub(super) kek: bool,
-    /// A new data key: rewrites every sector. Reserved: there is no online re-encryption yet
-    #[arg(long)]
-    pub(super) dek: bool,
-    /// A key that opens the volume, and the key managers to rotate in
-    #[arg(long = "slot", value_name = "SPEC")]
-    pub(super) slots: Vec<String>,
-    /// Only this keyslot
-    #[arg(long, value_name = "N", conflicts_with = "all")]
-    pub(super) key_slot: Option<usize>,
-    /// Only keyslots made longer ago than this, e.g. 90d
-    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
-    pub(super) older_than: Option<std::time::Duration>,
-    /// Destroy the old version in the key manager: backups of older headers open no longer by it
-    #[arg(long)]
-    pub(super) retire_old: bool,
-    /// Check and tell what would be done, and change nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct RevokeOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    /// A key that stays, and the key manager of the one that goes
-    #[command(flatten)]
-    pub(super) slot: SlotOption,
-    /// Number of the keyslot to revoke
-    #[arg(long, value_name = "N")]
-    pub(super) key_slot: usize,
-    /// Also end the serving of the volume at once
-    #[arg(long)]
-    pub(super) now: bool,
-    /// Check and tell what would be done, and change nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct EraseOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    /// A key that opens the volume, and the key managers whose keys are to be destroyed
-    #[command(flatten)]
-    pub(super) slot: SlotOption,
-    /// Write the certificate there; a new file
-    #[arg(long, value_name = "FILE")]
-    pub(super) certificate: Option<PathBuf>,
-    /// Ask nothing
-    #[arg(long, short = 'y')]
-    pub(super) yes: bool,
-    /// Check and tell what would be done, and change nothing
-    #[arg(long)]
-    pub(super) dry_run: bool,
+pub(super) struct ListOptions {
+    /// Ask the key managers, too, and print gauges for Prometheus: to standard output, or to FILE in one step
+    #[arg(long, value_name = "FILE", num_args = 0..=1, conflicts_with = "json")]
+    pub(super) prometheus: Option<Option<PathBuf>>,
 }
 
 #[derive(Subcommand, Debug)]
-pub(super) enum HeaderCommand {
-    /// Copy the header with all keyslots to a file (mode 0600)
-    Backup(HeaderFileOptions),
-    /// Put a header from a file back
-    Restore(HeaderRestoreOptions),
-    /// Verify both copies of the header against a key, the newest root and the pin
-    Verify(HeaderVerifyOptions),
-    /// Tell how a backup differs from the header (needs no key)
-    Diff(HeaderFileOptions),
-    /// Let this host refuse older headers and other data keys from now on
-    Pin(HeaderPinOptions),
+pub(super) enum KmsCommand {
+    /// List the key managers of the configuration, without asking them anything
+    List(KmsOptions),
+    /// Ask whether each is there and lets us in
+    Test(KmsOptions),
+    /// The same, with the volumes that depend on each
+    Status(KmsOptions),
 }
 
 #[derive(Args, Debug)]
-pub(super) struct HeaderVerifyOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    #[command(flatten)]
-    pub(super) slot: SlotOption,
+pub(super) struct KmsOptions {
+    /// Only this one
+    #[arg(long, value_name = "NAME")]
+    pub(super) provider: Option<String>,
 }
 
-#[derive(Args, Debug)]
-pub(super) struct HeaderPinOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    /// A key that opens the volume
-    #[arg(long = "slot", value_name = "SPEC", required_unless_present = "remove")]
-    pub(super) slots: Vec<String>,
-    /// Forget the pin
-    #[arg(long)]
-    pub(super) remove: bool,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct HeaderFileOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    /// The backup
-    #[arg(value_name = "FILE")]
-    pub(super) file: PathBuf,
-}
-
-#[derive(Args, Debug)]
-pub(super) struct HeaderRestoreOptions {
-    #[command(flatten)]
-    pub(super) backend: BackendOption,
-    /// The backup
-    #[arg(value_name = "FILE")]
-    pub(super) file: PathBuf,
-    #[command(flatten)]
-    pub(super) slot: SlotOption,
-    /// Ask nothing
-    #[arg(long, short = 'y')]
-    pub(super) yes: bool,
+#[derive(Subcommand, Debug)]
+pub(super) enum ConfigCommand {
+    /// Tell every error of the configuration, or what it says
+    Check {
+        /// The configuration; default: as --config
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
 }
 
 /// cryptsetup's spellings and ours.
@@ -466,14 +365,19 @@ const ALIASES: &[(&str, &[&str])] = &[
 /// Replaces a verb of cryptsetup by ours; also returns ours, to be told.
 pub(super) fn native_spelling(words: impl Iterator<Item = OsString>) -> (Vec<OsString>, Option<String>) {
     let mut words: Vec<OsString> = words.collect();
-    let verb =
-        words.iter().skip(1).position(|word| !word.as_encoded_bytes().starts_with(b"-")).map(|i| i + 1);
-    let Some(at) = verb else { return (words, None) };
+    let Some(at) = verb_at(&words) else { return (words, None) };
     let Some((_, native)) = ALIASES.iter().find(|(alias, _)| words[at] == OsStr::new(alias)) else {
         return (words, None);
     };
     words.splice(at..=at, native.iter().map(OsString::from));
     (words, Some(native.join(" ")))
+}
+
+/// Where the verb stands: the first word that is no option and not what stands behind one.
+pub(super) fn verb_at(words: &[OsString]) -> Option<usize> {
+    let takes_a_word = |word: &OsString| word == "--config" || word == "--engine";
+    let is_option = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
+    (1..words.len()).find(|at| !is_option(&words[*at]) && !takes_a_word(&words[at - 1]))
 }
 
 #[cfg(test)]
@@ -492,6 +396,10 @@ mod tests {
         let (words, native) = native_spelling(words.into_iter());
         assert_eq!(words, ["sealbd", "--json", "key", "add", "vol"]);
         assert_eq!(native.as_deref(), Some("key add"));
+        let words = ["sealbd", "--config", "luksDump", "luksUUID", "vol"].map(OsString::from);
+        let (words, native) = native_spelling(words.into_iter());
+        assert_eq!(words, ["sealbd", "--config", "luksDump", "uuid", "vol"]);
+        assert_eq!(native.as_deref(), Some("uuid"));
         let (words, native) = native_spelling(["sealbd", "dump", "luksDump"].map(OsString::from).into_iter());
         assert_eq!(words, ["sealbd", "dump", "luksDump"]);
         assert_eq!(native, None);

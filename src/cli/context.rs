@@ -1,5 +1,7 @@
 //! What every command has: where it tells things, how it seals, which key managers there are.
 
+use std::sync::{Arc, OnceLock};
+
 use keymgmt::hygiene::Report as Hygiene;
 use keymgmt::manager::KeyManager;
 use keymgmt::registry::{Opening, Registry};
@@ -7,9 +9,11 @@ use keymgmt::request::RequestId;
 use keymgmt::source::{Purpose, SecretReader};
 use keymgmt::spec::Spec;
 
+use super::deferred::Deferred;
 use super::open::prepare_new;
 use super::outcome::Failure;
 use super::output::Output;
+use super::settings::Settings;
 use super::terminal::TerminalPrompt;
 use crate::cipher::Engine;
 
@@ -22,13 +26,16 @@ pub(super) struct Context {
     /// What could be done for the safety of keys in memory.
     pub(super) hygiene: Hygiene,
     /// The key managers, those of the configuration among them.
-    pub(super) registry: Registry,
+    pub(super) registry: Arc<Registry>,
+    /// Volumes by name, and what is said of them.
+    pub(super) settings: Settings,
     /// This command's number, sent to key managers and written to the audit log.
     pub(super) request_id: RequestId,
 }
 
 impl Context {
-    /// Key managers for the specs of `--slot`, their secrets read now, in order.
+    /// Key managers for the specs of `--slot`, in order. Their secrets are read now; where several open one
+    /// volume, each when its turn comes.
     pub(super) fn managers(
         &self,
         specs: &[String],
@@ -37,6 +44,9 @@ impl Context {
         // All are parsed before anybody is asked for anything.
         let specs: Vec<Spec> =
             specs.iter().map(|text| self.registry.parse(text)).collect::<Result<_, _>>()?;
+        if purpose == Purpose::Unlock && specs.len() > 1 {
+            return specs.into_iter().map(|spec| self.deferred(spec)).collect();
+        }
         let mut prompt = TerminalPrompt;
         let mut reader = SecretReader::new(&mut prompt);
         let mut opening = Opening::new(&mut reader, purpose);
@@ -48,5 +58,18 @@ impl Context {
         }
         opening.warnings.iter().for_each(|warning| self.output.note(warning));
         Ok(opened)
+    }
+
+    fn deferred(&self, spec: Spec) -> Result<Box<dyn KeyManager>, Failure> {
+        let slot_type = self.registry.slot_type(&spec);
+        let slot_type = slot_type.ok_or_else(|| Failure::usage("no such key manager", "sealbd kms list"))?;
+        Ok(Box::new(Deferred {
+            registry: self.registry.clone(),
+            spec,
+            slot_type,
+            request_id: self.request_id.clone(),
+            output: self.output,
+            opened: OnceLock::new(),
+        }))
     }
 }

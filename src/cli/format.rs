@@ -64,6 +64,12 @@ pub(super) async fn run(options: FormatOptions, context: &Context) -> Result<Exi
             "--label TEXT, a shorter one",
         ));
     }
+    if let Some(volume) = context.settings.volume_at(&uri).filter(|volume| volume.uuid.is_some()) {
+        return Err(Failure::refused(
+            format!("volume {} is pinned to its uuid, and a new volume has another", volume.name),
+            format!("take uuid out of {} first, if that volume is to be given up", volume.origin),
+        ));
+    }
     let plan = plan(&uri, &options).await?;
     let mut managers = context.managers(&options.slots, Purpose::New)?;
     let recovery = if options.no_recovery { None } else { Some(Recovery::generate()?) };

@@ -104,6 +104,7 @@ async fn restore(options: &HeaderRestoreOptions, context: &Context) -> Result<Ex
     let mut unlocked = unlocked.map_err(|error| Failure::from(error).of(shown.to_string()))?;
     let uuid = inspect::uuid_text(&unlocked.header);
     // Both copies may be gone: that is what a backup is for.
+    backend.check_pin(&unlocked.header, context)?;
     let present = match read_header(&*backend.store).await {
         Ok(copies) => {
             if copies.claimed().volume != unlocked.header.volume {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::arguments::{BackendOption, StatusOptions};
 use super::context::Context;
+use super::key_age::KeyAges;
 use super::open;
 use super::outcome::Failure;
 use super::size::show_size;
@@ -146,11 +147,18 @@ pub(super) async fn uuid(options: &BackendOption, context: &Context) -> Result<E
 
 #[derive(Serialize)]
 struct StatusReport {
+    /// What the configuration calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     uuid: String,
     label: String,
     size: u64,
     header_generation: u64,
     keyslots: usize,
+    #[serde(flatten)]
+    keys: KeyAges,
+    /// Whether the header was authenticated: with a key it was.
+    authenticated: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     volume: Option<VolumeStatus>,
 }
@@ -159,25 +167,26 @@ struct StatusReport {
 pub(super) async fn status(options: &StatusOptions, context: &Context) -> Result<ExitCode, Failure> {
     let access = if options.slots.is_empty() { Access::Inspect } else { Access::ReadOnly };
     let backend = open::backend(&options.backend.backend, access).await?;
-    let copies = backend.header(context).await?;
-    let header = copies.claimed().clone();
-    let volume = if options.slots.is_empty() {
-        None
+    let (header, volume) = if options.slots.is_empty() {
+        (backend.header(context).await?.claimed().clone(), None)
     } else {
         let managers = context.managers(&options.slots, Purpose::Unlock)?;
-        let unlocked = copies
-            .unlock(context.engine, &managers)
-            .await
-            .map_err(|error| Failure::from(error).of(&backend.uri))?;
+        let unlocked = backend.unlock(&managers, context).await?;
+        let header = unlocked.header.clone();
         let volume = Volume::open(backend.store.clone(), unlocked, OpenMode::ReadOnly).await;
-        Some(volume.map_err(|error| Failure::from(error).of(&backend.uri))?.status())
+        let volume = volume.map_err(|error| Failure::from(error).of(&backend.uri))?;
+        (header, Some(volume.status()))
     };
+    let configured = context.settings.volume_at(&backend.uri);
     let report = StatusReport {
+        name: configured.map(|volume| volume.name.clone()),
         uuid: uuid_text(&header),
         label: header.label_text(),
         size: header.export_bytes,
         header_generation: header.generation,
         keyslots: header.keyslots.iter().flatten().count(),
+        keys: KeyAges::of(&context.registry, &header, configured.and_then(|volume| volume.rotate_kek)),
+        authenticated: volume.is_some(),
         volume,
     };
     context.output.result(&report, || prose(&report));
@@ -192,8 +201,11 @@ fn prose(report: &StatusReport) -> String {
         report.header_generation,
         report.keyslots
     );
+    text.push_str(&report.keys.lines());
     let Some(volume) = &report.volume else {
-        text.push_str("(--slot SPEC shows roots and the use of space, too)\n");
+        text.push_str(
+            "(read without a key: nothing here is authenticated; --slot SPEC shows the use of space, too)\n",
+        );
         return text;
     };
     let space = &volume.space;

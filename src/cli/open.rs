@@ -15,6 +15,8 @@ use super::context::Context;
 use super::known::check_pin;
 use super::outcome::Failure;
 use super::output::Output;
+use super::settings::VolumeSettings;
+use crate::format::header::Header;
 use crate::store::uri::{self, StoreUri};
 use crate::store::{Access, SlotStore, StoreError};
 use crate::volume::unlock::{HeaderCopies, Unlocked, read_header};
@@ -90,6 +92,7 @@ impl Backend {
         context: &Context,
     ) -> Result<Unlocked, Failure> {
         let copies = self.header(context).await?;
+        self.check_pin(copies.claimed(), context)?;
         let failed = |error| Failure::from(error).of(&self.uri);
         let unlocked = copies.unlock(context.engine, managers).await.map_err(failed)?;
         let found = unlocked.header.generation;
@@ -101,6 +104,28 @@ impl Backend {
         check_pin(&unlocked).map_err(|failure| failure.of(&self.uri))?;
         Ok(unlocked)
     }
+}
+
+impl Backend {
+    /// Refuses another volume than the one that the configuration pins to this backend. The claim is that of
+    /// a header not yet authenticated; one with another uuid is not even tried.
+    pub(super) fn check_pin(&self, claimed: &Header, context: &Context) -> Result<(), Failure> {
+        let Some(volume) = context.settings.volume_at(&self.uri) else { return Ok(()) };
+        let found = uuid::Uuid::from_bytes(claimed.volume);
+        match volume.uuid {
+            Some(pinned) if pinned != found => Err(pin_differs(volume, pinned, found).of(&self.uri)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What lies on the backend is another volume than it should be.
+pub(super) fn pin_differs(volume: &VolumeSettings, pinned: uuid::Uuid, found: uuid::Uuid) -> Failure {
+    let VolumeSettings { name, origin, .. } = volume;
+    Failure::refused(
+        format!("volume {name} is pinned to uuid {pinned}, found is {found}"),
+        format!("find out who put another volume there; if it was you, uuid in {origin} is to be changed"),
+    )
 }
 
 /// Makes the keyfile that a new keyslot names, where there is none yet.

@@ -14,8 +14,10 @@ const EXIT_NO_KEY: u8 = 2;
 const EXIT_MEMORY: u8 = 3;
 const EXIT_NOT_OURS: u8 = 4;
 const EXIT_EXISTS: u8 = 5;
-const EXIT_KMS_UNREACHABLE: u8 = 6;
-const EXIT_KMS_DENIED: u8 = 7;
+/// A key manager cannot be reached; trying again may help.
+pub(super) const EXIT_KMS_UNREACHABLE: u8 = 6;
+/// A key manager said no.
+pub(super) const EXIT_KMS_DENIED: u8 = 7;
 /// Header or data failed authentication.
 pub(super) const EXIT_INTEGRITY: u8 = 8;
 const EXIT_ROLLBACK: u8 = 9;
@@ -46,6 +48,16 @@ impl Failure {
 
     pub(super) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(EXIT_USAGE, "usage", message, hint)
+    }
+
+    /// The configuration is wrong.
+    pub(super) fn config(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_USAGE, "config", message, hint)
+    }
+
+    /// What was asked of many could not be had of all; each is listed in the report.
+    pub(super) fn partly(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_PARTLY, "partly_done", message, hint)
     }
 
     pub(super) fn exists(message: impl Into<String>, hint: impl Into<String>) -> Self {

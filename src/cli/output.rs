@@ -10,6 +10,7 @@ use serde_json::json;
 use super::outcome::Failure;
 
 /// How results are shown.
+#[derive(Clone, Copy)]
 pub(super) struct Output {
     json: bool,
 }
@@ -47,6 +48,11 @@ impl Output {
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
     }
 
+    /// Prints text for a program, byte for byte.
+    pub(super) fn text(&self, text: &str) {
+        let _ = std::io::stdout().write_all(text.as_bytes());
+    }
+
     /// Tells something on standard error.
     pub(super) fn note(&self, text: &str) {
         let _ = writeln!(std::io::stderr(), "sealbd: {}", printable(text));
@@ -81,6 +87,15 @@ impl Output {
             bar.set_style(style);
         }
         bar.set_message(what);
+        bar
+    }
+
+    /// A bar over `total` things; hidden as [`progress`](Self::progress) is.
+    pub(super) fn counting(&self, what: &'static str, total: u64) -> ProgressBar {
+        let bar = self.progress(what, total);
+        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} ETA {eta}") {
+            bar.set_style(style);
+        }
         bar
     }
 }

@@ -18,6 +18,7 @@ use super::destroy::destroy_parked;
 use super::inspect;
 use super::key::{Opened, PHASES};
 use super::outcome::Failure;
+use super::rotate_all;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::volume::create::{free_keyslot, wrap_keyslot};
 use crate::volume::unlock::wrap_context;
@@ -105,9 +106,7 @@ pub(super) async fn run(options: &RotateOptions, context: &Context) -> Result<Ex
     }
     let RotateOptions { key_slot, older_than, retire_old, dry_run, .. } = *options;
     let wanted = Wanted { key_slot, older_than, retire_old, dry_run };
-    let Some(backend) = &options.backend else {
-        return Err(Failure::usage("--all needs a configuration", "--config FILE"));
-    };
+    let Some(backend) = &options.backend else { return rotate_all::run(wanted, context).await };
     let report = rotate(&BackendOption { backend: backend.clone() }, &options.slots, wanted, context).await?;
     context.output.result(&report, || prose(&report));
     Ok(ExitCode::SUCCESS)
@@ -281,7 +280,8 @@ async fn finish_earlier(opened: &mut Opened, context: &Context) -> Result<Vec<us
     Ok(done.into_iter().map(|(number, _)| number).collect())
 }
 
-fn prose(report: &RotateReport) -> String {
+/// The report for people.
+pub(super) fn prose(report: &RotateReport) -> String {
     let mut text = String::new();
     for Rotated { slot, manager, from, to, old } in &report.rotated {
         let to = to.as_ref().map_or_else(|| "a new version (dry run)".to_owned(), Version::text);

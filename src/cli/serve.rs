@@ -17,6 +17,7 @@ use super::context::Context;
 use super::interrupt;
 use super::open;
 use super::outcome::Failure;
+use super::settings::Listen;
 use super::size::show_size;
 use crate::export::Export;
 use crate::server::pidfile::PidFile;
@@ -39,15 +40,14 @@ struct Address {
 }
 
 /// Runs the command.
-pub(super) async fn run(options: ServeOptions, context: &Context) -> Result<ExitCode, Failure> {
-    let names = export_names(&options)?;
-    let handed_over = somewhere_to_listen(&options)?;
-    let mode = if options.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
+pub(super) async fn run(mut options: ServeOptions, context: &Context) -> Result<ExitCode, Failure> {
+    let names = export_names(&options, context)?;
+    let handed_over = somewhere_to_listen(&mut options, context)?;
     let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
     let mut volumes = Vec::with_capacity(names.len());
     let mut result = Ok(());
     for (backend, name) in options.backends.iter().zip(names) {
-        match open_volume(backend, &managers, mode, context).await {
+        match open_volume(backend, &managers, options.read_only, context).await {
             Ok(volume) => volumes.push(Named { name, volume }),
             Err(failure) => {
                 result = Err(failure);
@@ -69,12 +69,13 @@ pub(super) async fn run(options: ServeOptions, context: &Context) -> Result<Exit
 async fn open_volume(
     argument: &OsStr,
     managers: &[Box<dyn KeyManager>],
-    mode: OpenMode,
+    read_only: bool,
     context: &Context,
 ) -> Result<Volume, Failure> {
-    let access = match mode {
-        OpenMode::ReadOnly => Access::ReadOnly,
-        OpenMode::ReadWrite => Access::ReadWrite,
+    let configured = context.settings.volume_at(&StoreUri::from_arg(argument)?);
+    let (access, mode) = match read_only || configured.is_some_and(|volume| volume.read_only) {
+        true => (Access::ReadOnly, OpenMode::ReadOnly),
+        false => (Access::ReadWrite, OpenMode::ReadWrite),
     };
     let backend = open::backend(argument, access).await?;
     let unlocked = backend.unlock(managers, context).await?;
@@ -174,17 +175,17 @@ fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
 }
 
 /// The names under which clients find the volumes: said to be wrong before anybody types a passphrase.
-fn export_names(options: &ServeOptions) -> Result<Vec<String>, Failure> {
+fn export_names(options: &ServeOptions, context: &Context) -> Result<Vec<String>, Failure> {
     let hint = "--name EXPORT, once per backend in their order";
-    let names = names_wanted(options, hint)?;
+    let names = names_wanted(options, context, hint)?;
     match names.iter().enumerate().find(|(index, name)| names[..*index].contains(name)) {
         Some((_, twice)) => Err(Failure::usage(format!("two exports are named {twice:?}"), hint)),
         None => Ok(names),
     }
 }
 
-/// The names given, or the last part of each backend's name.
-fn names_wanted(options: &ServeOptions, hint: &str) -> Result<Vec<String>, Failure> {
+/// The names given, or those of the configuration, or the last part of each backend's name.
+fn names_wanted(options: &ServeOptions, context: &Context, hint: &str) -> Result<Vec<String>, Failure> {
     if !options.names.is_empty() {
         if options.names.len() != options.backends.len() {
             let (names, backends) = (options.names.len(), options.backends.len());
@@ -194,7 +195,12 @@ fn names_wanted(options: &ServeOptions, hint: &str) -> Result<Vec<String>, Failu
     }
     let mut names = Vec::with_capacity(options.backends.len());
     for backend in &options.backends {
-        let name = match StoreUri::from_arg(backend)? {
+        let uri = StoreUri::from_arg(backend)?;
+        if let Some(volume) = context.settings.volume_at(&uri) {
+            names.push(volume.name.clone());
+            continue;
+        }
+        let name = match uri {
             StoreUri::File(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
             StoreUri::Nbd(target) => Some(target.export.clone()),
             StoreUri::Memory(_) => None,
@@ -219,19 +225,54 @@ fn private_directory(options: &ServeOptions) -> Result<Option<tempfile::TempDir>
     })
 }
 
-/// The sockets that systemd handed over, when no other address was given.
-fn somewhere_to_listen(options: &ServeOptions) -> Result<Vec<Listener>, Failure> {
+/// The sockets that systemd handed over, when no other address was given; else the address of the
+/// configuration, which is noted in the options.
+fn somewhere_to_listen(options: &mut ServeOptions, context: &Context) -> Result<Vec<Listener>, Failure> {
     if options.stdio || options.socket.is_some() || options.port.is_some() {
         return Ok(Vec::new());
     }
     let handed_over = Listener::handed_over().map_err(listen_failed)?;
-    if handed_over.is_empty() && options.run.is_none() {
-        return Err(Failure::usage(
-            "nowhere to listen",
-            "-U SOCK, -p PORT, --stdio, or a systemd socket unit",
-        ));
+    if !handed_over.is_empty() || options.run.is_some() {
+        return Ok(handed_over);
+    }
+    match configured_address(options, context)? {
+        Some(Listen::Unix(path)) => options.socket = Some(path),
+        Some(Listen::Tcp(address)) => {
+            (options.bind, options.port) = (address.ip(), Some(address.port()));
+        }
+        None => {
+            return Err(Failure::usage(
+                "nowhere to listen",
+                "-U SOCK, -p PORT, --stdio, a systemd socket unit, or listen in its [volume.NAME]",
+            ));
+        }
     }
     Ok(handed_over)
+}
+
+/// Where the configuration wants the volumes to be served, when it says so for all of them alike.
+fn configured_address(options: &ServeOptions, context: &Context) -> Result<Option<Listen>, Failure> {
+    let mut addresses = Vec::with_capacity(options.backends.len());
+    for backend in &options.backends {
+        let volume = context.settings.volume_at(&StoreUri::from_arg(backend)?);
+        addresses.push(volume.and_then(|volume| volume.listen.as_ref()));
+    }
+    if addresses.iter().any(|other| Some(other) != addresses.first()) {
+        return Err(Failure::usage(
+            "the volumes have different addresses in the configuration",
+            "-U SOCK or -p PORT for all of them, or a sealbd serve for each",
+        ));
+    }
+    let Some(address) = addresses.first().copied().flatten() else { return Ok(None) };
+    let Listen::Unix(path) = address else { return Ok(Some(address.clone())) };
+    let directory = if path.is_absolute() { Some("".into()) } else { context.settings.control_directory() };
+    let directory = directory.ok_or_else(|| {
+        Failure::config(
+            "there is no control directory for the socket",
+            "XDG_RUNTIME_DIR or SEALBD_CONTROL_DIRECTORY names one",
+        )
+    })?;
+    Ok(Some(Listen::Unix(directory.join(path))))
 }
 
 async fn listeners(

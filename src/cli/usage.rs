@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::arguments::Arguments;
+use super::arguments::{Arguments, verb_at};
 use super::outcome::{EXIT_USAGE, Failure};
 use super::output::Output;
 
@@ -28,10 +28,11 @@ pub(super) fn report(error: &clap::Error, words: &[OsString]) -> ExitCode {
 }
 
 /// The sub-commands that were understood, each with a space behind it.
-fn verb_of(words: &[OsString]) -> String {
+pub(super) fn verb_of(words: &[OsString]) -> String {
     let mut command = Arguments::command();
     let mut verb = String::new();
-    for word in words.iter().skip(1).filter(|word| !word.as_encoded_bytes().starts_with(b"-")) {
+    let words = &words[verb_at(words).unwrap_or(words.len())..];
+    for word in words.iter().filter(|word| !word.as_encoded_bytes().starts_with(b"-")) {
         let Some(found) = command.find_subcommand(word) else { break };
         verb.push_str(&format!("{} ", found.get_name()));
         command = found.clone();

@@ -66,6 +66,8 @@ pub struct Header {
     pub ring_slots: u32,
     /// First byte of the root ring.
     pub ring_offset: u64,
+    /// When the data key of the active epoch was made, seconds since 1970; 0 when that is not known.
+    pub dek_created: u64,
     /// Salt of the key derivation.
     pub salt: [u8; 32],
     /// Free text for people, UTF-8, padded with zeros.
@@ -135,7 +137,7 @@ impl UnverifiedHeader {
         let active_epoch = reader.u32()?;
         let ring_slots = reader.u32()?;
         let ring_offset = reader.u64()?;
-        reader.zeros(8)?;
+        let dek_created = reader.u64()?;
         let salt = reader.array()?;
         let label = reader.array()?;
         reader.zeros(MAC_OFFSET - 224)?;
@@ -160,6 +162,7 @@ impl UnverifiedHeader {
             active_epoch,
             ring_slots,
             ring_offset,
+            dek_created,
             salt,
             label,
             keyslots,
@@ -218,6 +221,7 @@ impl Header {
             active_epoch,
             ring_slots,
             ring_offset,
+            dek_created,
             salt,
             label,
             keyslots,
@@ -242,7 +246,7 @@ impl Header {
         out.put_u32(*active_epoch);
         out.put_u32(*ring_slots);
         out.put_u64(*ring_offset);
-        out.put_u64(0);
+        out.put_u64(*dek_created);
         out.put(salt);
         out.put(label);
         out.pad_to(KEYSLOTS_OFFSET);

@@ -139,6 +139,7 @@ impl NewVolume {
             active_epoch: 1,
             ring_slots: RING_SLOTS,
             ring_offset: RING_OFFSET,
+            dek_created: unix_seconds(),
             salt: random()?,
             label: label_bytes,
             keyslots: [const { None }; KEYSLOT_COUNT],

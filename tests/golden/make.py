@@ -113,7 +113,7 @@ def header():
     out += struct.pack("<QQQQ", 7, 0x5, 0x2, 0)  # generation, compat, ro_compat, incompat
     out += struct.pack("<IIII", 1, 4096, 4096, 2 << 20)  # suite, sector, align, segment bytes
     out += struct.pack("<QQQ", 1 << 30, 700, 2 << 20)  # export bytes, slots, data start
-    out += struct.pack("<IIQQ", 1, 8, (1 << 20) + 65_536, 0)  # epoch, ring slots, ring offset, zero
+    out += struct.pack("<IIQQ", 1, 8, (1 << 20) + 65_536, 1_690_000_000)  # epoch, ring slots, ring offset, DEK created
     out += SALT + pad("golden volume é".encode(), 64)
     out = pad(out, 4096)
     slots = [bytes(2048)] * 16
