@@ -4,6 +4,7 @@
 //! standard error. Every failure ends with a line that says what to do next (`outcome`).
 
 mod arguments;
+mod audit;
 mod check;
 mod context;
 mod demo;
@@ -19,6 +20,7 @@ mod output;
 mod serve;
 mod size;
 mod terminal;
+mod trail;
 mod usage;
 
 use std::process::ExitCode;
@@ -31,6 +33,9 @@ use arguments::{Arguments, Command, KeyCommand};
 use context::Context;
 use outcome::Failure;
 use output::Output;
+use trail::Trail;
+
+use crate::audit::{Log, Settings};
 
 /// Runs the command that the process was started with.
 #[must_use]
@@ -62,8 +67,16 @@ pub fn main() -> ExitCode {
         Err(failure) => return output.fail(&failure),
     };
     let (registry, request_id) = (Registry::built_in(), RequestId::generate());
-    let context = Context { output, engine, hygiene, registry, request_id };
+    let trail = Trail::new(
+        Log::new(Settings::resolve(None)),
+        arguments.command.audited(),
+        backend.as_ref().map(|backend| backend.to_string_lossy().into_owned()),
+        request_id.clone(),
+        output,
+    );
+    let context = Context { output, engine, hygiene, registry, request_id, trail };
     let result = runtime.block_on(run(arguments.command, &context));
+    context.trail.end(&result);
     // A blocking read of a terminal or a store must not keep the process.
     runtime.shutdown_background();
     match result {
@@ -90,6 +103,7 @@ async fn run(command: Command, context: &Context) -> Result<ExitCode, Failure> {
         Command::Key(KeyCommand::List(options)) => key::list(&options, context).await,
         Command::Key(KeyCommand::Test(options)) => key::test(&options, context).await,
         Command::Header(command) => Box::pin(header::run(command, context)).await,
+        Command::Audit(command) => audit::run(command, context).await,
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { directory } => documents::man(directory.as_deref()),
     }

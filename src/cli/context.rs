@@ -1,7 +1,7 @@
 //! What every command has: where it tells things, how it seals, which key managers there are.
 
 use keymgmt::hygiene::Report as Hygiene;
-use keymgmt::manager::KeyManager;
+use keymgmt::manager::{KeyDescription, KeyManager, WrappedKey};
 use keymgmt::registry::{Opening, Registry};
 use keymgmt::request::RequestId;
 use keymgmt::source::{Purpose, SecretReader};
@@ -11,7 +11,10 @@ use super::open::prepare_new;
 use super::outcome::Failure;
 use super::output::Output;
 use super::terminal::TerminalPrompt;
+use super::trail::Trail;
+use crate::audit::ChangeKind;
 use crate::cipher::Engine;
+use crate::format::keyslot::Keyslot;
 
 /// What a command is run with.
 pub(super) struct Context {
@@ -25,9 +28,23 @@ pub(super) struct Context {
     pub(super) registry: Registry,
     /// This command's number, sent to key managers and written to the audit log.
     pub(super) request_id: RequestId,
+    /// What it leaves in the audit log.
+    pub(super) trail: Trail,
 }
 
 impl Context {
+    /// What a keyslot is made of, for the audit log; of one that cannot be told only its type is.
+    pub(super) fn described(&self, key: &WrappedKey) -> KeyDescription {
+        self.registry.describe(key).unwrap_or_else(|error| KeyDescription::own(error.to_string()))
+    }
+
+    /// Notes for the audit log that a keyslot was written or removed.
+    pub(super) fn changed(&self, change: ChangeKind, number: usize, keyslot: Option<&Keyslot>) {
+        if let Some(Keyslot { key, .. }) = keyslot {
+            self.trail.changed(change, number, key.slot_type, &self.described(key));
+        }
+    }
+
     /// Key managers for the specs of `--slot`, their secrets read now, in order.
     pub(super) fn managers(
         &self,

@@ -164,6 +164,7 @@ pub(super) async fn status(options: &StatusOptions, context: &Context) -> Result
             .unlock(context.engine, &managers)
             .await
             .map_err(|error| Failure::from(error).of(&backend.uri))?;
+        open::opened_by(&unlocked, context);
         let volume = Volume::open(backend.store.clone(), unlocked, OpenMode::ReadOnly).await;
         Some(volume.map_err(|error| Failure::from(error).of(&backend.uri))?.status())
     };

@@ -14,6 +14,7 @@ use super::context::Context;
 use super::inspect::{self, KeyslotReport, keyslot_lines, keyslots};
 use super::open::{self, Backend};
 use super::outcome::Failure;
+use crate::audit::ChangeKind;
 use crate::format::header::Header;
 use crate::format::keyslot::KeyslotState;
 use crate::store::{Access, SlotStore};
@@ -55,6 +56,7 @@ pub(super) async fn add(options: &KeyAddOptions, context: &Context) -> Result<Ex
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
     let managers = context.managers(&options.slots, Purpose::Unlock)?;
     let unlocked = backend.unlock(&managers, context).await?;
+    context.trail.begin()?;
     let new = new_manager(&options.new_slot, context)?;
     let (header, slot) = stage(&backend, unlocked, new, context).await?;
     let report = ChangeReport {
@@ -75,11 +77,12 @@ pub(super) async fn change(options: &KeyAddOptions, context: &Context) -> Result
     let managers = context.managers(&options.slots, Purpose::Unlock)?;
     let unlocked = backend.unlock(&managers, context).await?;
     let old = unlocked.slot;
+    context.trail.begin()?;
     let new = context.managers(std::slice::from_ref(&options.new_slot), Purpose::New)?;
     let [manager] = new.as_slice() else {
         return Err(Failure::usage("one new key is needed", "--new-slot SPEC"));
     };
-    let (_, slot) = add_to(&backend, unlocked, &**manager).await?;
+    let (_, slot) = add_to(&backend, unlocked, &**manager, context).await?;
     let proved = reopen(&*backend.store, &new, context, slot).await?;
     let header = retire(&backend, proved, old, &new, context).await?;
     let report = ChangeReport {
@@ -115,6 +118,7 @@ pub(super) async fn remove(options: &KeyRemoveOptions, context: &Context) -> Res
             "add another key first, or --force-last to give the data up",
         ));
     }
+    context.trail.begin()?;
     // Only another key than the removed one can prove that the volume still opens.
     let keeps_access = number != unlocked.slot;
     let header = retire(&backend, unlocked, number, &managers, context).await?;
@@ -176,7 +180,7 @@ async fn stage(
     manager: Box<dyn KeyManager>,
     context: &Context,
 ) -> Result<(Header, usize), Failure> {
-    let (header, slot) = add_to(backend, unlocked, &*manager).await?;
+    let (header, slot) = add_to(backend, unlocked, &*manager, context).await?;
     reopen(&*backend.store, &[manager], context, slot).await?;
     Ok((header, slot))
 }
@@ -185,10 +189,12 @@ async fn add_to(
     backend: &Backend,
     unlocked: Unlocked,
     manager: &dyn KeyManager,
+    context: &Context,
 ) -> Result<(Header, usize), Failure> {
     let Unlocked { mut header, keys, dek, .. } = unlocked;
     let slot = add_key(&mut header, &dek, &keys, manager, 0).await?;
     write_header(&*backend.store, &mut header, &keys).await?;
+    context.changed(ChangeKind::Added, slot, header.keyslots[slot].as_ref());
     Ok((header, slot))
 }
 
@@ -212,8 +218,9 @@ async fn retire(
     context: &Context,
 ) -> Result<Header, Failure> {
     let Unlocked { mut header, keys, dek, slot } = unlocked;
-    header.keyslots[number] = None;
+    let removed = header.keyslots[number].take();
     write_header(&*backend.store, &mut header, &keys).await?;
+    context.changed(ChangeKind::Removed, number, removed.as_ref());
     let store: Arc<dyn SlotStore> = backend.store.clone();
     let keeps_access = slot != number;
     if keeps_access {

@@ -14,6 +14,7 @@ use keymgmt::spec::{Argument, Spec};
 use super::context::Context;
 use super::outcome::Failure;
 use super::output::Output;
+use crate::format::keyslot::Keyslot;
 use crate::store::uri::{self, StoreUri};
 use crate::store::{Access, SlotStore, StoreError};
 use crate::volume::unlock::{HeaderCopies, Unlocked, read_header};
@@ -78,6 +79,7 @@ impl Backend {
                 self.uri
             ));
         }
+        context.trail.volume(&self.uri.to_string(), copies.claimed());
         Ok(copies)
     }
 
@@ -91,12 +93,20 @@ impl Backend {
         let copies = self.header(context).await?;
         let failed = |error| Failure::from(error).of(&self.uri);
         let unlocked = copies.unlock(context.engine, managers).await.map_err(failed)?;
+        opened_by(&unlocked, context);
         let found = unlocked.header.generation;
         // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
         match Volume::header_generation_of_root(&*self.store, &unlocked).await {
             Ok(known) if known > found => Err(failed(VolumeError::HeaderRollback { found, known })),
             _ => Ok(unlocked),
         }
+    }
+}
+
+/// Notes in the audit log which keyslot opened a volume.
+pub(super) fn opened_by(unlocked: &Unlocked, context: &Context) {
+    if let Some(Some(Keyslot { key, .. })) = unlocked.header.keyslots.get(unlocked.slot) {
+        context.trail.slot(unlocked.slot, key.slot_type, &context.described(key));
     }
 }
 

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::outcome::Failure;
 
 /// How results are shown.
+#[derive(Clone, Copy)]
 pub(super) struct Output {
     json: bool,
 }
@@ -45,6 +46,11 @@ impl Output {
         };
         // A reader that has gone is no failure of the command.
         let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    }
+
+    /// Prints one line of many; `false` when the reader has gone.
+    pub(super) fn line(self, text: &str) -> bool {
+        writeln!(std::io::stdout(), "{}", printable(text)).is_ok()
     }
 
     /// Tells something on standard error.
