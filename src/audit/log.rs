@@ -120,6 +120,9 @@ fn end_of_rotated(path: &Path) -> Result<End, AuditError> {
 mod tests {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
     use crate::audit::{Broken, Fault, Hash, Summary, verify_files};
 
@@ -334,6 +337,39 @@ mod tests {
         assert_eq!((path.extension(), broken.line), (Some("1".as_ref()), 1));
         let from = Some(last_of_rotated);
         assert_eq!(verify_files(&[desk.path()], from, None).unwrap().unwrap_err().1.line, 1);
+    }
+
+    proptest! {
+        /// Appending and verifying look at the end of a file each in their own way.
+        #[test]
+        fn behind_any_end_that_is_continued_the_chain_is_whole(
+            lines in 0..3u64,
+            pieces in vec(prop_oneof![
+                Just(b"\n".to_vec()),
+                Just(b"{\"schema\":1,\"seq\":".to_vec()),
+                any::<[u8; 3]>().prop_map(Vec::from),
+                (0..700usize).prop_map(|len| {
+                    let line = Record::now(9, Who::current(), event(), None, Hash::NONE).encode();
+                    line[..len.min(line.len() - 2)].to_vec()
+                }),
+            ], 0..5),
+        ) {
+            let desk = Desk::new();
+            desk.append(lines);
+            let before = if lines == 0 { Vec::new() } else { std::fs::read(desk.path()).unwrap() };
+            let torn = [before, pieces.concat()].concat();
+            std::fs::write(desk.path(), &torn).unwrap();
+            std::fs::set_permissions(desk.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
+            let log = Log::new(Settings { path: desk.path(), is_configured: true, journal: None });
+            if log.append(event()).is_ok() {
+                log.append(event()).unwrap();
+                let summary = desk.verify(None).map_err(|broken| TestCaseError::fail(broken.to_string()))?;
+                prop_assert_eq!(summary.last_seq, lines + 2 + summary.recovered);
+                prop_assert!(std::fs::read(desk.path()).unwrap().starts_with(&torn));
+            } else {
+                prop_assert_eq!(lines, 0, "a log with a record in it is continued");
+            }
+        }
     }
 
     #[test]
