@@ -2,6 +2,8 @@
 """Writes the seeds of the fuzz corpora: the golden vectors in the form that each target takes, and
 messages of the NBD protocol, laid out from its specification."""
 
+import hashlib
+import json
 import os
 import struct
 import sys
@@ -104,8 +106,34 @@ def format_seeds():
     yield "inner", "dense", b"\x02" + make.inner_dense()
 
 
+def audit_seeds():
+    """A chain of records as docs/AUDIT.md has them, whole, torn and continued."""
+    lines, prev = [], "0" * 64
+
+    def append(fields):
+        nonlocal prev
+        record = {"schema": 1, "seq": len(lines) + 1, "time": "2026-01-02T03:04:05.678Z"}
+        record |= {"host": "h", "uid": 0, "user": "root", "sudo_uid": 1000, "pid": 7, "request": "r"} | fields
+        line = json.dumps(record | {"prev": prev}, separators=(",", ":")).encode() + b"\n"
+        prev = hashlib.sha256(line).hexdigest()
+        lines.append(line)
+
+    slot = {"slot": 0, "manager": "barbican", "key_id": "k", "key_version": "3"}
+    volume = {"backend": "vol", "volume": "6f1c2b0e-0000-4000-8000-000000000001"}
+    append({"verb": "key-add", "outcome": "started"} | volume | slot)
+    changes = [{"change": "added", "slot": 1, "manager": "keyfile"}, {"change": "removed"} | slot]
+    append({"verb": "key-add", "outcome": "done"} | volume | slot | {"changes": changes})
+    append({"verb": "check", "outcome": "failed", "error": "no_key_fits", "exit": 2} | volume)
+    yield "audit_log", "whole", b"".join(lines)
+    torn = lines[0][:60] + b"\n"
+    told = {"torn_bytes": len(torn), "torn_sha256": hashlib.sha256(torn).hexdigest()}
+    append({"verb": "check", "outcome": "recovered"} | told)
+    yield "audit_log", "recovered", b"".join(lines[:3]) + torn + lines[3]
+    yield "audit_log", "torn", b"".join(lines[:3]) + torn[:-1]
+
+
 def main():
-    for target, name, data in [*format_seeds(), *nbd_seeds()]:
+    for target, name, data in [*format_seeds(), *nbd_seeds(), *audit_seeds()]:
         directory = os.path.join(HERE, "corpus", target)
         os.makedirs(directory, exist_ok=True)
         with open(os.path.join(directory, name), "wb") as file:

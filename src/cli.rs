@@ -4,6 +4,7 @@
 //! standard error. Every failure ends with a line that says what to do next (`outcome`).
 
 mod arguments;
+mod audit;
 mod check;
 mod config;
 mod context;
@@ -35,6 +36,7 @@ mod serve;
 mod settings;
 mod size;
 mod terminal;
+mod trail;
 mod usage;
 
 use std::path::Path;
@@ -50,6 +52,9 @@ use context::Context;
 use outcome::Failure;
 use output::Output;
 use settings::Settings;
+use trail::Trail;
+
+use crate::audit::{Log, Settings as AuditSettings};
 
 /// Runs the command that the process was started with.
 #[must_use]
@@ -93,8 +98,16 @@ pub fn main() -> ExitCode {
         return output.fail(&failure);
     }
     let (registry, request_id) = (Arc::new(registry), RequestId::generate());
-    let context = Context { output, engine, hygiene, registry, settings, request_id };
+    let trail = Trail::new(
+        Log::new(AuditSettings::resolve(settings.audit_path.as_deref())),
+        arguments.command.audited(),
+        arguments.command.backend().map(|backend| backend.to_string_lossy().into_owned()),
+        request_id.clone(),
+        output,
+    );
+    let context = Context { output, engine, hygiene, registry, settings, request_id, trail };
     let result = runtime.block_on(run(arguments.command, arguments.config.as_deref(), &context));
+    context.trail.end(&result);
     // A blocking read of a terminal or a store must not keep the process.
     runtime.shutdown_background();
     match result {
@@ -125,6 +138,7 @@ async fn run(command: Command, config: Option<&Path>, context: &Context) -> Resu
         Command::Revoke(options) => Box::pin(revoke::run(&options, context)).await,
         Command::Erase(options) => Box::pin(erase::run(&options, context)).await,
         Command::Header(command) => Box::pin(header::run(command, context)).await,
+        Command::Audit(command) => audit::run(command, context).await,
         Command::Completions { shell } => documents::completions(shell),
         Command::Man { directory } => documents::man(directory.as_deref()),
     }

@@ -20,6 +20,7 @@
 //! | 1 | [`store`] | [`store::SlotStore`] and the stores there are: file, remote NBD, memory |
 //! | 1 | [`export`] | [`export::Export`], the seam between the server and volumes |
 //! | 0 | [`geometry`], [`payload`], [`wire`] | addresses, the memory of one write, NBD's bytes for server and client |
+//! | 0 | [`audit`] | the audit log: hash-chained records; knows no volume, no store, no key manager |
 //!
 //! The crate `keymgmt` lies below all of them. It wraps and unwraps keys and knows no disk.
 //!
@@ -65,6 +66,7 @@
 //! ```
 //!
 //! `examples/` has a store and a key manager of one's own, a client, and a server of a plain disk.
+pub mod audit;
 pub mod cipher;
 pub mod cli;
 pub mod export;

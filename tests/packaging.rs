@@ -71,6 +71,8 @@ fn the_command_line_of_the_unit_serves_on_the_socket_handed_over() {
     let socket = served.socket();
     let mut server = Command::new("systemd-socket-activate");
     server.arg("-l").arg(&socket).arg("-E").arg(format!("CREDENTIALS_DIRECTORY={dir}"));
+    // As systemd names the directory of LogsDirectory=.
+    server.arg("-E").arg(format!("LOGS_DIRECTORY={dir}/log")).args(["-E", "SEALBD_AUDIT_JOURNAL="]);
     server.args(words.split(' ')).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut server = Ends(server.spawn().expect("starts"));
     let deadline = Duration::from_secs(SECONDS_MAX);
@@ -82,4 +84,6 @@ fn the_command_line_of_the_unit_serves_on_the_socket_handed_over() {
     kill_process(Pid::from_child(&server.0), Signal::TERM).expect("our own child");
     let status = wait_for("the server's end", deadline, || server.0.try_wait().expect("our child"));
     assert!(status.success(), "{status}");
+    let log = std::fs::read_to_string(served.dir().join("log/audit.jsonl")).expect("the log of the service");
+    assert_eq!(log.lines().filter(|line| line.contains("\"verb\":\"serve\"")).count(), 2, "{log}");
 }

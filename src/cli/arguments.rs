@@ -16,6 +16,7 @@ pub(super) use key_verbs::{
 
 use super::outcome::Failure;
 use super::size::parse_size;
+use crate::audit::Hash;
 use crate::cipher::Engine;
 
 /// Encrypted block devices over NBD: every sector is sealed before it leaves this host.
@@ -94,6 +95,9 @@ pub(super) enum Command {
     /// Back the header up or restore it
     #[command(subcommand)]
     Header(HeaderCommand),
+    /// Look at the audit log and verify it
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Print a completion script for a shell
     Completions {
         /// bash, elvish, fish, powershell or zsh
@@ -141,7 +145,7 @@ impl Command {
             Self::Revoke(RevokeOptions { backend: BackendOption { backend }, .. })
             | Self::Erase(EraseOptions { backend: BackendOption { backend }, .. }) => backend,
             Self::List(_) | Self::Kms(_) | Self::Config(_) => return None,
-            Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => return None,
+            Self::Demo(_) | Self::Audit(_) | Self::Completions { .. } | Self::Man { .. } => return None,
         };
         Some(backend)
     }
@@ -198,13 +202,49 @@ impl Command {
                 | KeyCommand::Change(KeyAddOptions { backend: BackendOption { backend }, slots, .. }),
             ) => (from_mut(backend), Some(slots)),
             Self::List(_) | Self::Kms(_) | Self::Config(_) => (&mut [], None),
-            Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } => (&mut [], None),
+            Self::Demo(_) | Self::Audit(_) | Self::Completions { .. } | Self::Man { .. } => (&mut [], None),
         }
     }
 
     /// Whether it is run without a configuration, or reads one of its own.
     pub(super) fn needs_no_settings(&self) -> bool {
         matches!(self, Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } | Self::Config(_))
+    }
+
+    /// The verb in the audit log, for every command that needs a key or changes what keys or volumes there
+    /// are. Others are not recorded.
+    pub(super) fn audited(&self) -> Option<&'static str> {
+        match self {
+            Self::Format(_) => Some("format"),
+            Self::Serve(_) => Some("serve"),
+            Self::Check(_) => Some("check"),
+            Self::Status(options) => (!options.slots.is_empty()).then_some("status"),
+            Self::Key(KeyCommand::Add(_)) => Some("key-add"),
+            Self::Key(KeyCommand::Ensure(_)) => Some("key-ensure"),
+            Self::Key(KeyCommand::Change(_)) => Some("key-change"),
+            Self::Key(KeyCommand::Kill(_)) => Some("key-kill"),
+            Self::Key(KeyCommand::Priority(_)) => Some("key-priority"),
+            Self::Rotate(_) => Some("rotate"),
+            Self::Revoke(_) => Some("revoke"),
+            Self::Erase(_) => Some("erase"),
+            Self::Header(HeaderCommand::Verify(_)) => Some("header-verify"),
+            Self::Header(HeaderCommand::Pin(_)) => Some("header-pin"),
+            Self::Key(KeyCommand::Remove(_)) => Some("key-remove"),
+            Self::Key(KeyCommand::Test(_)) => Some("key-test"),
+            Self::Header(HeaderCommand::Backup(_)) => Some("header-backup"),
+            Self::Header(HeaderCommand::Restore(_)) => Some("header-restore"),
+            Self::Demo(_)
+            | Self::Dump(_)
+            | Self::Uuid(_)
+            | Self::Key(KeyCommand::List(_))
+            | Self::Header(HeaderCommand::Diff(_))
+            | Self::List(_)
+            | Self::Kms(_)
+            | Self::Config(_)
+            | Self::Audit(_)
+            | Self::Completions { .. }
+            | Self::Man { .. } => None,
+        }
     }
 
     /// Whether standard output carries something else than a report.
@@ -347,6 +387,47 @@ pub(super) enum ConfigCommand {
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum AuditCommand {
+    /// Show the last records; with --json as they stand in the log, one per line
+    Tail(AuditTailOptions),
+    /// Verify that no record was changed, removed, moved or put in
+    ///
+    /// Who may write to the log can replace all of it by another one: keep the hash that this prints in another
+    /// place, and give it as --to next time. Then an end that was cut off is found, too.
+    Verify(AuditVerifyOptions),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct AuditTailOptions {
+    /// The log; default: where this user's commands are recorded
+    #[arg(value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// How many records
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+    pub(super) lines: u64,
+    /// Go on with new records as they come, also when the log is rotated
+    #[arg(short = 'f', long)]
+    pub(super) follow: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct AuditVerifyOptions {
+    /// The log, or several files of one chain, the oldest first; default: where this user's commands are recorded
+    #[arg(value_name = "FILE")]
+    pub(super) files: Vec<PathBuf>,
+    /// The log must begin behind the record with this hash
+    #[arg(long, value_name = "HASH", value_parser = parse_hash)]
+    pub(super) from: Option<Hash>,
+    /// A hash that was kept: the log must contain that record
+    #[arg(long, visible_alias = "expect", value_name = "HASH", value_parser = parse_hash)]
+    pub(super) to: Option<Hash>,
+}
+
+fn parse_hash(text: &str) -> Result<Hash, &'static str> {
+    text.parse()
 }
 
 /// cryptsetup's spellings and ours.

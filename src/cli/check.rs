@@ -43,6 +43,8 @@ pub(super) async fn run(options: &CheckOptions, context: &Context) -> Result<Exi
         format!("{}: damaged, see the report", backend.uri),
         "restore the backend; until then sealbd serve BACKEND --slot SPEC --read-only gives what still reads",
     );
-    context.output.tell(&failure.of(&backend.uri));
+    let failure = failure.of(&backend.uri);
+    context.trail.failed(&failure);
+    context.output.tell(&failure);
     Ok(ExitCode::from(EXIT_INTEGRITY))
 }

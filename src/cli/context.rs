@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use keymgmt::hygiene::Report as Hygiene;
-use keymgmt::manager::KeyManager;
+use keymgmt::manager::{KeyDescription, KeyManager, WrappedKey};
 use keymgmt::registry::{Opening, Registry};
 use keymgmt::request::RequestId;
 use keymgmt::source::{Purpose, SecretReader};
@@ -15,7 +15,10 @@ use super::outcome::Failure;
 use super::output::Output;
 use super::settings::Settings;
 use super::terminal::TerminalPrompt;
+use super::trail::Trail;
+use crate::audit::ChangeKind;
 use crate::cipher::Engine;
+use crate::format::keyslot::Keyslot;
 
 /// What a command is run with.
 pub(super) struct Context {
@@ -31,11 +34,26 @@ pub(super) struct Context {
     pub(super) settings: Settings,
     /// This command's number, sent to key managers and written to the audit log.
     pub(super) request_id: RequestId,
+    /// What it leaves in the audit log.
+    pub(super) trail: Trail,
 }
 
 impl Context {
     /// Key managers for the specs of `--slot`, in order. Their secrets are read now; where several open one
     /// volume, each when its turn comes.
+    /// What a keyslot is made of, for the audit log; of one that cannot be told only its type is.
+    pub(super) fn described(&self, key: &WrappedKey) -> KeyDescription {
+        self.registry.describe(key).unwrap_or_else(|error| KeyDescription::own(error.to_string()))
+    }
+
+    /// Notes for the audit log that a keyslot was written or removed.
+    pub(super) fn changed(&self, change: ChangeKind, number: usize, keyslot: Option<&Keyslot>) {
+        if let Some(Keyslot { key, .. }) = keyslot {
+            self.trail.changed(change, number, key.slot_type, &self.described(key));
+        }
+    }
+
+    /// Key managers for the specs of `--slot`, their secrets read now, in order.
     pub(super) fn managers(
         &self,
         specs: &[String],

@@ -109,6 +109,7 @@ pub(super) async fn run(options: &EraseOptions, context: &Context) -> Result<Exi
     if options.dry_run {
         certificate.keyslots = erased(&header, context, |_| "would be destroyed".into());
     } else {
+        context.trail.begin()?;
         erase(&mut opened, &header, &mut certificate, context).await?;
     }
     if let (Some(file), Some(path)) = (file, &options.certificate) {

@@ -14,6 +14,7 @@ use super::outcome::Failure;
 use super::size::show_size;
 use super::terminal::confirm;
 use super::{inspect, open};
+use crate::audit::ChangeKind;
 use crate::format::header::{EXPORT_BYTES_MAX, Header, LABEL_LEN};
 use crate::geometry::SECTOR_BYTES;
 use crate::store::file::Existing;
@@ -70,7 +71,8 @@ pub(super) async fn run(options: FormatOptions, context: &Context) -> Result<Exi
             format!("take uuid out of {} first, if that volume is to be given up", volume.origin),
         ));
     }
-    let plan = plan(&uri, &options).await?;
+    let plan = plan(&uri, &options, context).await?;
+    context.trail.begin()?;
     let mut managers = context.managers(&options.slots, Purpose::New)?;
     let recovery = if options.no_recovery { None } else { Some(Recovery::generate()?) };
     let words =
@@ -86,6 +88,10 @@ pub(super) async fn run(options: FormatOptions, context: &Context) -> Result<Exi
         new.add_key(&**manager, priority).await?;
     }
     let header = new.write(store.clone()).await.map_err(|error| Failure::from(error).of(&uri))?;
+    context.trail.volume(&uri.to_string(), &header);
+    for (number, keyslot) in header.keyslots.iter().enumerate() {
+        context.changed(ChangeKind::Added, number, keyslot.as_ref());
+    }
     let keyslots = test_slots(&*store, managers, context, &header).await?;
     let report = Report {
         volume: uri.to_string(),
@@ -126,7 +132,7 @@ impl Plan {
     }
 }
 
-async fn plan(uri: &StoreUri, options: &FormatOptions) -> Result<Plan, Failure> {
+async fn plan(uri: &StoreUri, options: &FormatOptions, context: &Context) -> Result<Plan, Failure> {
     let geometry = |size| Geometry::for_export(size).map_err(|error| wrong_size(size, &error));
     if let StoreUri::File(path) = uri {
         let metadata = std::fs::metadata(path).ok();
@@ -142,7 +148,8 @@ async fn plan(uri: &StoreUri, options: &FormatOptions) -> Result<Plan, Failure> 
             let geometry = geometry(size)?;
             if !empty {
                 // Refuses when somebody has it open, before asking.
-                open::backend(&options.backend, Access::ReadWrite).await?;
+                let present = open::backend(&options.backend, Access::ReadWrite).await?;
+                note_replaced(&*present.store, context).await;
                 consent(uri, metadata.map_or(0, |m| m.len()), options)?;
             }
             return Ok(Plan { geometry, existing: None });
@@ -167,9 +174,17 @@ async fn plan(uri: &StoreUri, options: &FormatOptions) -> Result<Plan, Failure> 
         }
     };
     if !is_blank(&*store).await? {
+        note_replaced(&*store, context).await;
         consent(uri, available, options)?;
     }
     Ok(Plan { geometry: chosen, existing: Some(store) })
+}
+
+/// Notes for the audit log which volume is about to be written over, where there is one.
+async fn note_replaced(store: &dyn SlotStore, context: &Context) {
+    if let Ok(copies) = read_header(store).await {
+        context.trail.replaces(copies.claimed());
+    }
 }
 
 /// Names the nearest size that is possible.

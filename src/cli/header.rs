@@ -99,12 +99,14 @@ async fn restore(options: &HeaderRestoreOptions, context: &Context) -> Result<Ex
     let backend = open::backend(&options.backend.backend, Access::ReadWrite).await?;
     let shown = options.file.display();
     let copy = read_backup(&options.file)?;
+    context.trail.volume(&backend.uri.to_string(), copy.claimed());
     let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
     let unlocked = HeaderCopies::of_backup(copy).unlock(context.engine, &managers).await;
     let mut unlocked = unlocked.map_err(|error| Failure::from(error).of(shown.to_string()))?;
+    open::opened_by(&unlocked, context);
     let uuid = inspect::uuid_text(&unlocked.header);
     // Both copies may be gone: that is what a backup is for.
-    backend.check_pin(&unlocked.header, context)?;
+    backend.check_uuid(&unlocked.header, context)?;
     let present = match read_header(&*backend.store).await {
         Ok(copies) => {
             if copies.claimed().volume != unlocked.header.volume {
@@ -131,6 +133,7 @@ async fn restore(options: &HeaderRestoreOptions, context: &Context) -> Result<Ex
         )?;
     }
     let known = Volume::header_generation_of_root(&*backend.store, &unlocked).await?;
+    context.trail.begin()?;
     unlocked.header.generation = unlocked.header.generation.max(present).max(known);
     write_header(&*backend.store, &mut unlocked.header, &unlocked.keys).await?;
     let proved = read_header(&*backend.store).await?.unlock(context.engine, &managers).await?;

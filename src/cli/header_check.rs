@@ -76,6 +76,7 @@ pub(super) async fn pin(options: &HeaderPinOptions, context: &Context) -> Result
     if options.remove {
         let volume = backend.header(context).await?.claimed().volume;
         let mut known = Known::load(volume)?;
+        context.trail.begin()?;
         known.pin = None;
         known.store(volume)?;
         let report = Report { uuid: uuid::Uuid::from_bytes(volume).to_string(), pinned: None };
@@ -86,6 +87,7 @@ pub(super) async fn pin(options: &HeaderPinOptions, context: &Context) -> Result
     let unlocked = backend.unlock(&managers, context).await?;
     let volume = unlocked.header.volume;
     let mut known = Known::load(volume)?;
+    context.trail.begin()?;
     known.pin = Some(Pin::of(&unlocked));
     known.store(volume)?;
     let report =

@@ -18,6 +18,7 @@ use super::home::{Home, prove};
 use super::inspect::{self, KeyslotReport, keyslot_lines, keyslots};
 use super::open;
 use super::outcome::Failure;
+use crate::audit::ChangeKind;
 use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::store::Access;
@@ -137,7 +138,16 @@ impl Opened {
             let proved = prove(&header, &self.unlocked, &self.managers, number, context).await;
             proved.map_err(|failure| failure.of(self.home.name()))?;
         }
-        self.home.commit(&mut self.unlocked, header).await
+        let before = self.unlocked.header.keyslots.clone();
+        self.home.commit(&mut self.unlocked, header).await?;
+        let slots = before.iter().zip(&self.unlocked.header.keyslots).enumerate();
+        for (number, (old, new)) in
+            slots.filter(|(_, (old, new))| old.as_ref().map(|s| &s.key) != new.as_ref().map(|s| &s.key))
+        {
+            context.changed(ChangeKind::Removed, number, old.as_ref());
+            context.changed(ChangeKind::Added, number, new.as_ref());
+        }
+        Ok(())
     }
 
     /// The keyslot of that number, which must be in use.
@@ -231,6 +241,7 @@ async fn add_to(
         context.registry.parse(&options.new_slot)?;
         return report.dry(format!("slot {number} would hold the new key")).tell(context);
     }
+    context.trail.begin()?;
     let header = with_new_key(&mut opened, number, options.priority.unwrap_or(0), options, context).await?;
     let header = Box::pin(opened.apply(header, Some(number), context)).await?;
     report.done(&header, true, format!("Slot {number} added, tested: unwraps")).tell(context)
@@ -248,6 +259,7 @@ pub(super) async fn change(options: &KeyAddOptions, context: &Context) -> Result
             .dry(format!("slot {number} would hold the new key instead of the old one"))
             .tell(context);
     }
+    context.trail.begin()?;
     let priority = options.priority.unwrap_or(opened.keyslot(number)?.priority);
     let header = with_new_key(&mut opened, number, priority, options, context).await?;
     let header = Box::pin(opened.apply(header, Some(number), context)).await?;
@@ -310,6 +322,7 @@ async fn remove_from(
     if dry_run {
         return report.dry(format!("slot {number} would be removed")).tell(context);
     }
+    context.trail.begin()?;
     let proof = opened.proof_without(number, context).await;
     let mut header = opened.unlocked.header.clone();
     header.keyslots[number] = None;
@@ -328,6 +341,7 @@ pub(super) async fn priority(options: &KeyPriorityOptions, context: &Context) ->
     if options.dry_run {
         return report.dry(format!("slot {number} would have priority {priority}, not {old}")).tell(context);
     }
+    context.trail.begin()?;
     let mut header = opened.unlocked.header.clone();
     if let Some(slot) = &mut header.keyslots[number] {
         slot.priority = priority;

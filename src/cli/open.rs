@@ -17,6 +17,7 @@ use super::outcome::Failure;
 use super::output::Output;
 use super::settings::VolumeSettings;
 use crate::format::header::Header;
+use crate::format::keyslot::Keyslot;
 use crate::store::uri::{self, StoreUri};
 use crate::store::{Access, SlotStore, StoreError};
 use crate::volume::unlock::{HeaderCopies, Unlocked, read_header};
@@ -81,6 +82,7 @@ impl Backend {
                 self.uri
             ));
         }
+        context.trail.volume(&self.uri.to_string(), copies.claimed());
         Ok(copies)
     }
 
@@ -92,9 +94,10 @@ impl Backend {
         context: &Context,
     ) -> Result<Unlocked, Failure> {
         let copies = self.header(context).await?;
-        self.check_pin(copies.claimed(), context)?;
+        self.check_uuid(copies.claimed(), context)?;
         let failed = |error| Failure::from(error).of(&self.uri);
         let unlocked = copies.unlock(context.engine, managers).await.map_err(failed)?;
+        opened_by(&unlocked, context);
         let found = unlocked.header.generation;
         // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
         match Volume::header_generation_of_root(&*self.store, &unlocked).await {
@@ -109,7 +112,7 @@ impl Backend {
 impl Backend {
     /// Refuses another volume than the one that the configuration pins to this backend. The claim is that of
     /// a header not yet authenticated; one with another uuid is not even tried.
-    pub(super) fn check_pin(&self, claimed: &Header, context: &Context) -> Result<(), Failure> {
+    pub(super) fn check_uuid(&self, claimed: &Header, context: &Context) -> Result<(), Failure> {
         let Some(volume) = context.settings.volume_at(&self.uri) else { return Ok(()) };
         let found = uuid::Uuid::from_bytes(claimed.volume);
         match volume.uuid {
@@ -126,6 +129,13 @@ pub(super) fn pin_differs(volume: &VolumeSettings, pinned: uuid::Uuid, found: uu
         format!("volume {name} is pinned to uuid {pinned}, found is {found}"),
         format!("find out who put another volume there; if it was you, uuid in {origin} is to be changed"),
     )
+}
+
+/// Notes in the audit log which keyslot opened a volume.
+pub(super) fn opened_by(unlocked: &Unlocked, context: &Context) {
+    if let Some(Some(Keyslot { key, .. })) = unlocked.header.keyslots.get(unlocked.slot) {
+        context.trail.slot(unlocked.slot, key.slot_type, &context.described(key));
+    }
 }
 
 /// Makes the keyfile that a new keyslot names, where there is none yet.

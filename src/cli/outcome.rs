@@ -68,6 +68,11 @@ impl Failure {
         Self::new(EXIT_REFUSED, "refused", message, hint)
     }
 
+    /// What cannot be recorded is not done.
+    pub(super) fn audit(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_REFUSED, "audit", message, hint)
+    }
+
     pub(super) fn no_key(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(EXIT_NO_KEY, "no_key_fits", message, hint)
     }

@@ -53,6 +53,11 @@ impl Output {
         let _ = std::io::stdout().write_all(text.as_bytes());
     }
 
+    /// Prints one line of many; `false` when the reader has gone.
+    pub(super) fn line(self, text: &str) -> bool {
+        writeln!(std::io::stdout(), "{}", printable(text)).is_ok()
+    }
+
     /// Tells something on standard error.
     pub(super) fn note(&self, text: &str) {
         let _ = writeln!(std::io::stderr(), "sealbd: {}", printable(text));

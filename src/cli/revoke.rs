@@ -54,6 +54,7 @@ pub(super) async fn run(options: &RevokeOptions, context: &Context) -> Result<Ex
         dry_run: options.dry_run,
     };
     if !options.dry_run {
+        context.trail.begin()?;
         report.kek = withdraw(&mut opened, number, proof, context).await?;
         report.header_generation = opened.unlocked.header.generation;
         report.serving = opened.home.end_serving(options.now, context).await?;

@@ -107,7 +107,8 @@ pub(super) async fn run(options: &RotateOptions, context: &Context) -> Result<Ex
     let RotateOptions { key_slot, older_than, retire_old, dry_run, .. } = *options;
     let wanted = Wanted { key_slot, older_than, retire_old, dry_run };
     let Some(backend) = &options.backend else { return rotate_all::run(wanted, context).await };
-    let report = rotate(&BackendOption { backend: backend.clone() }, &options.slots, wanted, context).await?;
+    let backend = BackendOption { backend: backend.clone() };
+    let report = Box::pin(rotate(&backend, &options.slots, wanted, context)).await?;
     context.output.result(&report, || prose(&report));
     Ok(ExitCode::SUCCESS)
 }
@@ -123,6 +124,9 @@ pub(super) async fn rotate(
     let mut opened = Opened::find(backend, slots, context).await?;
     let finished = if wanted.dry_run { Vec::new() } else { finish_earlier(&mut opened, context).await? };
     let (due, skipped) = candidates(&opened, wanted)?;
+    if !wanted.dry_run && !due.is_empty() {
+        context.trail.begin()?;
+    }
     let mut rotated = Vec::new();
     for number in due {
         rotated.push(rotate_slot(&mut opened, number, wanted, context).await?);

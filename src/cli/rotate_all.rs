@@ -47,6 +47,7 @@ pub(super) async fn run(wanted: Wanted, context: &Context) -> Result<ExitCode, F
     for volume in volumes {
         bar.set_message(volume.name.clone());
         let result = Box::pin(one(volume, wanted, context)).await;
+        context.trail.settle_last(result.as_ref().map(|_| ()));
         let (done, problem) = match result {
             Ok(done) => (Some(done), None),
             Err(failure) => (None, Some(failure.naming(&volume.name).into())),
@@ -82,7 +83,7 @@ async fn one(volume: &VolumeSettings, wanted: Wanted, context: &Context) -> Resu
     }
     let wanted = Wanted { older_than: wanted.older_than.or(volume.rotate_kek), ..wanted };
     let backend = BackendOption { backend: named::argument(&volume.backend) };
-    rotate(&backend, &volume.slots, wanted, context).await
+    Box::pin(rotate(&backend, &volume.slots, wanted, context)).await
 }
 
 fn text(report: &Report) -> String {

@@ -26,6 +26,9 @@ use crate::store::Access;
 use crate::store::uri::StoreUri;
 use crate::volume::{OpenMode, Volume};
 
+/// A volume could not be closed as it should; nothing that was answered is lost.
+const EXIT_UNCLEAN: u8 = 1;
+
 /// A volume under the name that clients ask for.
 struct Named {
     name: String,
@@ -63,7 +66,7 @@ pub(super) async fn run(mut options: ServeOptions, context: &Context) -> Result<
     };
     let closed = close(&volumes, context).await;
     let code = served?;
-    Ok(if closed { code } else { ExitCode::FAILURE })
+    Ok(if closed { code } else { ExitCode::from(EXIT_UNCLEAN) })
 }
 
 async fn open_volume(
@@ -79,6 +82,7 @@ async fn open_volume(
     };
     let backend = open::backend(argument, access).await?;
     let unlocked = backend.unlock(managers, context).await?;
+    context.trail.begin()?;
     Volume::open(backend.store.clone(), unlocked, mode)
         .await
         .map_err(|error| Failure::from(error).of(&backend.uri))
@@ -147,6 +151,8 @@ async fn close(volumes: &[Named], context: &Context) -> bool {
             context
                 .output
                 .note(&format!("{name:?}: not closed cleanly ({error}); the next start replays its log"));
+            let failure = Failure { exit: EXIT_UNCLEAN, ..Failure::from(error) };
+            context.trail.settle(volume.header(), Err(&failure));
         }
     }
     all

@@ -13,12 +13,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::common::client::Client;
-use crate::common::programs::{outcome, program_within, wait_for};
+use crate::common::programs::{outcome, program_within, record_in, wait_for};
 
 /// No command of these tests takes longer on a slow machine, in a debug build.
 const COMMAND_SECONDS_MAX: u64 = 120;
 /// Large enough for a few segments, small enough for a check to be quick.
 pub(crate) const SIZE: &str = "16M";
+/// Where all commands of a desk are recorded.
+pub(crate) const AUDIT: &str = "audit.jsonl";
 
 /// A temporary directory; commands run in it.
 pub(crate) struct Desk {
@@ -59,6 +61,7 @@ impl Desk {
         command.args(args).current_dir(self.dir()).stdin(Stdio::null());
         command.env_remove("SEALBD_FORMAT").env_remove("CREDENTIALS_DIRECTORY");
         command.env("SEALBD_STATE_DIRECTORY", self.path("state"));
+        record_in(&mut command, &self.path(AUDIT));
         command
     }
 
@@ -177,6 +180,7 @@ impl Server {
         let (socket, log) = (desk.path("socket"), desk.path("log"));
         let output = std::fs::File::options().create(true).append(true).open(&log).expect("log file");
         let errors = output.try_clone().expect("a descriptor is free");
+        record_in(&mut command, &desk.path(AUDIT));
         let command = command.args(["-U", "socket"]).current_dir(desk.dir());
         let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn().expect("it starts");
         let mut server = Self { child, socket, log };

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use crate::common::programs::{have, outcome, program};
-use crate::desk::{Desk, Ended, SIZE};
+use crate::desk::{AUDIT, Desk, Ended, SIZE};
 
 #[test]
 fn what_is_no_volume_is_told_apart_by_why() {
@@ -162,5 +162,9 @@ fn damage_behind_the_header_is_named_and_found_by_check() {
     assert_eq!(ended.code, 8, "{}", ended.stderr);
     let report = ended.object();
     assert_ne!(report["damaged"], serde_json::json!([]), "{report}");
+    // A command that ends by itself and yet failed.
+    let log = String::from_utf8(desk.bytes(AUDIT)).expect("ASCII");
+    let last = log.lines().last().expect("a record");
+    assert!(last.contains(r#""outcome":"failed","error":"integrity","exit":8"#), "{last}");
     assert!(ended.next().contains("vol"), "{}", ended.stderr);
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::common::programs::{have, outcome, program};
-use crate::desk::{Desk, SIZE, Server};
+use crate::desk::{AUDIT, Desk, SIZE, Server};
 
 /// Written through NBD; a run of these bytes in the store would be plain text.
 const CANARY: &[u8] = b"canary-5f1c3d-do-not-store-me";
@@ -97,7 +97,7 @@ fn another_process_of_the_same_user_cannot_look_into_it() {
     const USER: u32 = 65534;
     let desk = Desk::with_volume();
     std::fs::copy(env!("CARGO_BIN_EXE_sealbd"), desk.path("sealbd")).expect("room for the program");
-    for name in ["", "vol", "key"] {
+    for name in ["", "vol", "key", AUDIT] {
         std::os::unix::fs::chown(desk.path(name), Some(USER), Some(USER)).expect("we are root");
     }
     let as_user = ["--reuid=65534", "--regid=65534", "--clear-groups"];

@@ -55,7 +55,15 @@ pub(crate) fn program_within(name: &str, seconds: u64) -> Command {
     let path = format!("/usr/bin:/usr/sbin:{}", std::env::var("PATH").unwrap_or_default());
     let mut command = Command::new("/usr/bin/timeout");
     command.args(["--kill-after=5", &seconds.to_string(), name]).env("PATH", path);
+    // Whatever runs sealbd in the end: its records are not for the log of this machine.
+    let log = format!("{}/{}.audit.jsonl", env!("CARGO_TARGET_TMPDIR"), env!("CARGO_CRATE_NAME"));
+    record_in(&mut command, Path::new(&log));
     command
+}
+
+/// Has sealbd keep its audit log there, and not tell the journal.
+pub(crate) fn record_in<'c>(command: &'c mut Command, log: &Path) -> &'c mut Command {
+    command.env("SEALBD_AUDIT", log).env("SEALBD_AUDIT_JOURNAL", "")
 }
 
 /// Runs a command that must succeed; returns what it printed on stdout.

@@ -3,6 +3,7 @@
 //! corpora, and by the random tests.
 #![allow(dead_code, reason = "every test and fuzz target uses a part of these")]
 
+use sealbd::audit::{Chain, LineReader, Record};
 use sealbd::cipher::nonce::Domain;
 use sealbd::cipher::{OpenSegmentKey, UidSource, VolumeKeys};
 use sealbd::export::ExportInfo;
@@ -30,7 +31,7 @@ use sealbd::wire::transmission::{
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every fuzz target.
-pub(crate) const TARGETS: [Target; 15] = [
+pub(crate) const TARGETS: [Target; 16] = [
     ("header", header),
     ("keyslot", keyslot),
     ("ring_block", ring_block),
@@ -46,6 +47,7 @@ pub(crate) const TARGETS: [Target; 15] = [
     ("nbd_options", nbd_options),
     ("nbd_session", nbd_session),
     ("nbd_replies", nbd_replies),
+    ("audit_log", audit_log),
 ];
 
 const STYLES: [HeaderStyle; 2] = [HeaderStyle::Compact, HeaderStyle::Extended];
@@ -358,6 +360,30 @@ pub(crate) fn nbd_replies(data: &[u8]) {
         let Some((payload, later)) = rest.split_at_checked(len) else { return };
         rest = later;
         chunk_payload(chunk.kind, payload);
+    }
+}
+
+/// An audit log: every line of it alone, and the chain.
+pub(crate) fn audit_log(data: &[u8]) {
+    for line in data.split_inclusive(|byte| *byte == b'\n') {
+        if let Ok(record) = Record::decode(line) {
+            let encoded = record.encode();
+            assert!(
+                encoded.strip_suffix(b"\n") == Some(line.strip_suffix(b"\n").unwrap_or(line)),
+                "re-encoded"
+            );
+        }
+    }
+    let (mut chain, mut reader) = (Chain::new(None, None), LineReader::new(data));
+    while let Some(piece) = reader.piece().expect("bytes in memory are read") {
+        if chain.piece(piece).is_err() {
+            return;
+        }
+    }
+    if chain.end_of_file().is_ok() {
+        let summary = chain.finish().expect("nothing was awaited");
+        let lines = data.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
+        assert!(summary.records <= lines as u64, "a record is a line");
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::client::Client;
-use super::programs::{outcome, program, wait_for};
+use super::programs::{outcome, program, record_in, wait_for};
 
 /// A server that is not there by then has failed. Recovery of a test volume in a debug build takes a tenth of it.
 const START_SECONDS_MAX: u64 = 60;
@@ -156,6 +156,7 @@ impl Served {
                 Listen::Tcp => command.args(["-p", &port]),
             };
         }
+        record_in(&mut command, &self.dir.path().join("audit.jsonl"));
         command
     }
 
