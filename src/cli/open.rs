@@ -93,7 +93,9 @@ impl Backend {
     ) -> Result<Unlocked, Failure> {
         let copies = self.header(output).await?;
         let failed = |error| Failure::from(error).of(&self.uri);
-        let unlocked = copies.unlock(engine, managers).await.map_err(failed)?;
+        let unlocked = copies.unlock(engine, managers).await;
+        managers.iter().flat_map(|manager| manager.notes()).for_each(|note| output.note(&note));
+        let unlocked = unlocked.map_err(failed)?;
         let found = unlocked.header.generation;
         // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
         match Volume::header_generation_of_root(&*self.store, &unlocked).await {
