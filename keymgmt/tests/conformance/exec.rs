@@ -148,6 +148,14 @@ async fn versions_count_up_and_a_number_is_never_used_again() {
         manager.rotate(&key).await.unwrap();
         manager.destroy(&key).await.unwrap();
     }
+    // The newest is gone, so the next wrap makes another; a key that never was is not made by rotating it.
+    let newest = manager.wrap(&canary_dek(), CONTEXT).await.unwrap();
+    manager.destroy(&newest).await.unwrap();
+    let next = wrap_tested(&*manager, &canary_dek(), CONTEXT).await.unwrap();
+    assert_eq!(manager.describe(&newest).unwrap().version.as_deref(), Some("4"));
+    assert_eq!(manager.describe(&next).unwrap().version.as_deref(), Some("5"));
+    let foreign = WrappedKey { kek_uri: "exec:foreign".into(), ..next };
+    assert!(matches!(manager.rotate(&foreign).await, Err(KeyError::Denied(_))));
     let health = manager.probe().await.unwrap();
     assert!(health.text.ends_with("1 keys"), "{}", health.text);
 }
