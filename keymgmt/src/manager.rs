@@ -253,8 +253,8 @@ pub trait KeyManager: Send + Sync {
         Box::pin(async { Ok(Health { text: "kept on this host".into(), credential_expires: None }) })
     }
 
-    /// What the user should know of requests that have succeeded, one sentence each and never a secret; each is
-    /// given once. Managers that have a way around a failure tell here that they took it.
+    /// What the user should know of the requests so far, one sentence each and never a secret; each is given
+    /// once. Managers that have a way around a failure tell here that they took it.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
