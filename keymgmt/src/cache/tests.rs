@@ -439,6 +439,15 @@ fn a_secret_or_a_directory_that_cannot_serve_is_told_at_the_start() {
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o770)).unwrap();
     let error = opened(&host, "cred:secret", &open);
     assert!(matches!(&error, KeyError::Settings(why) if why.ends_with("next: chmod 700")), "{error}");
+    // The superuser's for everybody else, and nobody's for the superuser.
+    let foreign = if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&open, Some(65534), None).unwrap();
+        &open
+    } else {
+        Path::new("/")
+    };
+    let error = opened(&host, "cred:secret", foreign);
+    assert!(error.to_string().ends_with("belongs to another user"), "{error}");
     let error = opened(&host, "cred:secret", &host.dir.path().join("short"));
     assert!(matches!(error, KeyError::Settings(_)), "{error}");
 }
