@@ -92,9 +92,12 @@ class Keys:
         return str(number)
 
     def newest(self, key_id):
-        """The version to wrap with: the newest, made with the key's first use."""
+        """The version to wrap with: the newest. The first is made with the key's first use, another when
+        the newest was destroyed."""
         versions = self.versions(key_id)
-        return str(versions[-1]) if versions else self.make(key_id)
+        if versions and os.stat(self.path(key_id, str(versions[-1]))).st_size:
+            return str(versions[-1])
+        return self.make(key_id)
 
     def read(self, key_id, version):
         try:
@@ -163,7 +166,9 @@ def unwrap(keys, request):
 
 
 def rotate(keys, request):
-    keys.read(request["key_id"], request.get("version", ""))
+    # Only of a key that there is: a keyslot of another manager must not make one here.
+    if not keys.versions(request["key_id"]):
+        raise Refused("denied", "no such key")
     keys.make(request["key_id"])
     return {}
 

@@ -79,6 +79,8 @@ impl Settings for ExecSettings {
                 protocol::KEY_ID_MAX
             )));
         }
+        let (program, arguments) = self.command.split_first().expect("a command has its first word");
+        executable::check(Path::new(program))?;
         let secret = match &self.secret {
             None => None,
             Some(KeptSecret(source)) => {
@@ -87,7 +89,6 @@ impl Settings for ExecSettings {
                 Some(input.secret)
             }
         };
-        let (program, arguments) = self.command.split_first().expect("a command has its first word");
         let plugin = Exec {
             program: PathBuf::from(program),
             arguments: arguments.to_vec(),
@@ -97,7 +98,6 @@ impl Settings for ExecSettings {
             timeout: bounds.timeout,
             request_id: opening.request_id.clone(),
         };
-        executable::check(&plugin.program)?;
         Ok(Box::new(plugin))
     }
 }

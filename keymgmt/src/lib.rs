@@ -4,6 +4,7 @@
 //! epoch of the key and the cipher suite. Start reading at [`manager`] (what a key
 //! manager is) and [`registry`] (which ones there are); a new manager is one file and one row there.
 
+mod cache;
 mod derive;
 mod exec;
 #[cfg(feature = "http")]

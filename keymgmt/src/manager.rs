@@ -252,6 +252,12 @@ pub trait KeyManager: Send + Sync {
     fn probe(&self) -> BoxFuture<'_, Result<Health, KeyError>> {
         Box::pin(async { Ok(Health { text: "kept on this host".into(), credential_expires: None }) })
     }
+
+    /// What the user should know of the requests so far, one sentence each and never a secret; each is given
+    /// once. Managers that have a way around a failure tell here that they took it.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 #[cfg(test)]

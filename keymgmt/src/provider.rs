@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::cache::CacheSettings;
 use crate::exec;
 use crate::manager::{KeyDescription, KeyError, SlotType, WrappedKey};
 use crate::registry::{Opened, Opening};
@@ -88,6 +89,8 @@ pub struct Provider {
     pub name: String,
     /// How long it may take.
     pub bounds: Bounds,
+    /// Whether and how its keys are kept for an outage.
+    pub(crate) cache: Option<CacheSettings>,
     kind: &'static ProviderKind,
     settings: Box<dyn Settings>,
 }
@@ -101,9 +104,10 @@ struct Common {
     timeout: Option<Duration>,
     #[serde(default, with = "humantime_serde::option")]
     retry_for: Option<Duration>,
+    cache: Option<CacheSettings>,
 }
 
-const COMMON: [&str; 3] = ["type", "timeout", "retry_for"];
+const COMMON: [&str; 4] = ["type", "timeout", "retry_for", "cache"];
 
 impl Provider {
     /// Reads a table.
@@ -116,7 +120,7 @@ impl Provider {
             return Err(SettingsError("a provider's name has 1 to 64 letters, digits, - and _".into()));
         }
         let common: toml::Table = COMMON.iter().filter_map(|key| table.remove_entry(*key)).collect();
-        let Common { kind, timeout, retry_for } = read(common).map_err(|error| failed(error.0))?;
+        let Common { kind, timeout, retry_for, cache } = read(common).map_err(|error| failed(error.0))?;
         let kind = kind_of(&kind).map_err(failed)?;
         let bounds =
             Bounds { timeout: timeout.unwrap_or(TIMEOUT), retry_for: retry_for.unwrap_or(RETRY_FOR) };
@@ -126,7 +130,7 @@ impl Provider {
             ));
         }
         let settings = (kind.settings)(table).map_err(|error| failed(error.0))?;
-        Ok(Self { name: name.to_owned(), bounds, kind, settings })
+        Ok(Self { name: name.to_owned(), bounds, cache, kind, settings })
     }
 
     /// Which kind it is, e.g. `barbican`.

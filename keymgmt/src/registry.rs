@@ -4,6 +4,7 @@
 //! settings is a row in [`crate::provider::KINDS`]; a program with a manager of its own adds its row
 //! with [`Registry::register`].
 
+use crate::cache::Cached;
 use crate::keyfile::{self, Keyfile};
 use crate::manager::{KEK_URI_MAX, KeyDescription, KeyError, KeyManager, SlotType, WrappedKey};
 use crate::passphrase::{self, Argon2Cost, Passphrase};
@@ -199,7 +200,11 @@ impl Registry {
                 KeyError::Unsupported(format!("no provider {provider} in the configuration"))
             })?;
             let manager = provider.open(key.as_deref(), opening)?;
-            return Ok(Box::new(Retrying::new(manager, provider.bounds.retry_for)));
+            let manager = Box::new(Retrying::new(manager, provider.bounds.retry_for));
+            return match &provider.cache {
+                None => Ok(manager),
+                Some(cache) => Ok(Box::new(Cached::new(manager, cache.open(&provider.name, opening)?))),
+            };
         }
         let kind = self.kinds.iter().find(|kind| kind.name == spec.manager).ok_or_else(|| {
             KeyError::Unsupported(format!("no key manager {}; known are {}", spec.manager, self.forms()))

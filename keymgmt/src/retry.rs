@@ -95,4 +95,11 @@ impl KeyManager for Retrying {
     fn probe(&self) -> BoxFuture<'_, Result<Health, KeyError>> {
         Box::pin(self.attempts(move || self.inner.probe()))
     }
+
+    fn notes(&self) -> Vec<String> {
+        self.inner.notes()
+    }
 }
+
+#[cfg(test)]
+mod tests;

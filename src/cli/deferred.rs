@@ -72,6 +72,13 @@ impl KeyManager for Deferred {
         Box::pin(async move { self.manager()?.destroy(key).await })
     }
 
+    fn notes(&self) -> Vec<String> {
+        match self.opened.get() {
+            Some(Ok(manager)) => manager.notes(),
+            _ => Vec::new(),
+        }
+    }
+
     fn probe(&self) -> BoxFuture<'_, Result<Health, KeyError>> {
         Box::pin(async move { self.manager()?.probe().await })
     }

@@ -96,7 +96,9 @@ impl Backend {
         let copies = self.header(context).await?;
         self.check_uuid(copies.claimed(), context)?;
         let failed = |error| Failure::from(error).of(&self.uri);
-        let unlocked = copies.unlock(context.engine, managers).await.map_err(failed)?;
+        let unlocked = copies.unlock(context.engine, managers).await;
+        managers.iter().flat_map(|manager| manager.notes()).for_each(|note| context.output.note(&note));
+        let unlocked = unlocked.map_err(failed)?;
         opened_by(&unlocked, context);
         let found = unlocked.header.generation;
         // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.

@@ -92,9 +92,9 @@ fn every_verb_that_needs_or_changes_a_key_leaves_its_records_and_others_leave_no
     );
     assert_eq!(of("key-add")[0].get("changes"), None);
     assert_eq!(of("key-add")[1]["changes"], json!([keyslot("added", 2, "keyfile")]));
-    let change = json!([keyslot("added", 3, "keyfile"), keyslot("removed", 2, "keyfile")]);
+    let change = json!([keyslot("removed", 2, "keyfile"), keyslot("added", 2, "keyfile")]);
     assert_eq!(of("key-change")[1]["changes"], change);
-    assert_eq!(of("key-remove")[1]["changes"], json!([keyslot("removed", 3, "keyfile")]));
+    assert_eq!(of("key-remove")[1]["changes"], json!([keyslot("removed", 2, "keyfile")]));
     // Both records of a command have its number, others have others.
     let requests: std::collections::HashSet<_> = records.iter().map(|record| &record["request"]).collect();
     assert_eq!(requests.len(), 10, "{requests:?}");

@@ -29,6 +29,10 @@ const SET_ID: u32 = 0o6000;
 /// # Errors
 /// [`KeyError::Settings`], naming the file or directory and what is wrong with it.
 pub(super) fn check(path: &Path) -> Result<(), KeyError> {
+    check_for(path, rustix::process::geteuid().as_raw())
+}
+
+fn check_for(path: &Path, own_uid: u32) -> Result<(), KeyError> {
     let failed = |place: &Path, why: &str| KeyError::Settings(format!("plug-in {place:?} {why}"));
     if !path.is_absolute() {
         return Err(failed(path, "is not an absolute path"));
@@ -38,7 +42,7 @@ pub(super) fn check(path: &Path) -> Result<(), KeyError> {
     let mut links = 0;
     loop {
         let metadata = here.symlink_metadata().map_err(|error| failed(&here, &error.to_string()))?;
-        if !is_ours(&metadata) {
+        if ![0, own_uid].contains(&metadata.uid()) {
             return Err(failed(&here, "belongs neither to root nor to the user that sealbd runs as"));
         }
         if metadata.is_symlink() {
@@ -81,10 +85,6 @@ fn check_file(path: &Path, metadata: &Metadata) -> Result<(), &'static str> {
     access(path, Access::EXEC_OK).map_err(|_| "cannot be executed; next: chmod +x")
 }
 
-fn is_ours(metadata: &Metadata) -> bool {
-    metadata.uid() == 0 || metadata.uid() == rustix::process::geteuid().as_raw()
-}
-
 /// The names on the way, `..` included.
 fn steps(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     path.components().filter_map(|component| match component {
@@ -92,4 +92,25 @@ fn steps(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
         Component::ParentDir => Some("..".into()),
         Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_a_third_user_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        std::fs::write(&program, b"").unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        if own == 0 {
+            std::os::unix::fs::chown(&program, Some(65534), None).unwrap();
+            assert!(check_for(&program, 65534).unwrap_err().to_string().contains("cannot be executed"));
+        }
+        let third = 65533;
+        let error = check_for(&program, third).unwrap_err().to_string();
+        assert!(error.ends_with("belongs neither to root nor to the user that sealbd runs as"), "{error}");
+        check_for(Path::new("/bin/sh"), third).unwrap();
+    }
 }

@@ -68,11 +68,7 @@ impl Table {
     }
 
     fn open(&self, spec: &str) -> Opened {
-        let registry = Registry::built_in().with_providers(vec![self.provider()]);
-        let mut prompter = NoPrompt;
-        let mut reader = SecretReader::with_credentials(&mut prompter, None);
-        let mut opening = Opening::new(&mut reader, Purpose::Unlock);
-        registry.open(&registry.parse(spec).unwrap(), &mut opening)
+        manager_of(self.provider(), spec)
     }
 
     fn manager(&self) -> Box<dyn KeyManager> {
@@ -87,13 +83,32 @@ fn example(host: &Host, keys: &str) -> Table {
     table
 }
 
+/// The manager of a `[provider]` table.
+fn manager_of(provider: Provider, spec: &str) -> Opened {
+    let registry = Registry::built_in().with_providers(vec![provider]);
+    let mut prompter = NoPrompt;
+    let mut reader = SecretReader::with_credentials(&mut prompter, None);
+    let mut opening = Opening::new(&mut reader, Purpose::Unlock);
+    registry.open(&registry.parse(spec).unwrap(), &mut opening)
+}
+
+/// A plug-in of somebody's own: a file with its table, named by a variable (docs/PLUGIN.md).
+fn own_plugin(variable: &str) -> Option<Box<dyn KeyManager>> {
+    let path = std::env::var_os(variable)?;
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    Some(manager_of(Provider::parse("plugin", text.parse().unwrap()).unwrap(), "kms:plugin").unwrap())
+}
+
 #[tokio::test]
 async fn a_plug_in_keeps_the_contract() {
     let host = Host::new();
-    let (right, wrong) = (example(&host, "right").manager(), example(&host, "wrong").manager());
+    let right = own_plugin("SEALBD_PLUGIN").unwrap_or_else(|| example(&host, "right").manager());
+    let wrong = own_plugin("SEALBD_OTHER_PLUGIN").unwrap_or_else(|| example(&host, "wrong").manager());
+    let keeps = std::env::var_os("SEALBD_PLUGIN_KEEPS_VERSIONS").is_some();
+    let kek = if keeps { KekOf::ManagerThatKeepsVersions } else { KekOf::Manager };
     // Otherwise the other one refuses for want of any key.
     wrong.wrap(&canary_dek(), CONTEXT).await.unwrap();
-    keeps_the_contract(&Subject { right, wrong, kek: KekOf::Manager }).await;
+    keeps_the_contract(&Subject { right, wrong, kek }).await;
 }
 
 #[tokio::test]
@@ -133,6 +148,14 @@ async fn versions_count_up_and_a_number_is_never_used_again() {
         manager.rotate(&key).await.unwrap();
         manager.destroy(&key).await.unwrap();
     }
+    // The newest is gone, so the next wrap makes another; a key that never was is not made by rotating it.
+    let newest = manager.wrap(&canary_dek(), CONTEXT).await.unwrap();
+    manager.destroy(&newest).await.unwrap();
+    let next = wrap_tested(&*manager, &canary_dek(), CONTEXT).await.unwrap();
+    assert_eq!(manager.describe(&newest).unwrap().version.as_deref(), Some("4"));
+    assert_eq!(manager.describe(&next).unwrap().version.as_deref(), Some("5"));
+    let foreign = WrappedKey { kek_uri: "exec:foreign".into(), ..next };
+    assert!(matches!(manager.rotate(&foreign).await, Err(KeyError::Denied(_))));
     let health = manager.probe().await.unwrap();
     assert!(health.text.ends_with("1 keys"), "{}", health.text);
 }
@@ -303,6 +326,31 @@ async fn a_child_that_keeps_the_pipes_open_is_not_waited_for_and_does_not_surviv
     manager.rotate(&key).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     ended(std::fs::read_to_string(pid).unwrap().trim()).await;
+}
+
+/// It cannot hide from the end of its time: neither in another process group, nor by standing still.
+#[tokio::test]
+async fn a_plug_in_that_leaves_its_group_or_stops_itself_is_killed_all_the_same() {
+    let host = Host::new();
+    for (name, lines) in [
+        ("leaver", "import os, time\nos.setpgid(0, os.getpgid(os.getppid()))"),
+        ("stopper", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"),
+        (
+            "deaf",
+            "import signal\nfor number in set(signal.valid_signals()) - {9, 19}: signal.signal(number, signal.SIG_IGN)",
+        ),
+    ] {
+        let (source, pid) = (host.path("source"), host.path(name).with_extension("pid"));
+        let pids = format!("import os\nopen({pid:?}, 'w').write(str(os.getpid()))\n");
+        let text = format!("#!/usr/bin/python3 -I\n{pids}{lines}\nimport time\ntime.sleep(1000)\n");
+        std::fs::write(&source, text).unwrap();
+        let mut table = Table::of(&host.install(&source, name));
+        table.timeout = "3s";
+        let error = table.manager().probe().await.unwrap_err();
+        assert!(matches!(error, KeyError::Unreachable(_)), "{name}: {error}");
+        let pid = std::fs::read_to_string(pid).unwrap();
+        assert!(!is_known(&pid), "{name} is reaped");
+    }
 }
 
 #[tokio::test]

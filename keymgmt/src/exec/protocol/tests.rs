@@ -1,5 +1,7 @@
 //! What is sent, what is read, and what is refused, byte by byte.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::derive::tests::CONTEXT;
 
@@ -181,4 +183,39 @@ fn what_a_plug_in_says_is_shown_without_controls_and_without_secrets() {
     let secret = "0123456789abcdef0123456789abcdef";
     assert_eq!(printable("my secret is 0123456789abcdef0", &[secret]), "(left out, for it holds a secret)");
     assert_eq!(printable(&"x".repeat(9000), &[secret]).len(), SHOWN_MAX);
+}
+
+/// Mostly what looks like an answer, so that reading gets past the first byte.
+fn any_answer() -> impl Strategy<Value = Vec<u8>> {
+    let looks = "\\{\"(ok|error)\":\\{(\"(kek|blob|key_id|version|kind|text)\":(\"[ -~]{0,60}\"|[0-9.e-]{1,9}|null),?){0,3}\\}\\}\n";
+    prop_oneof![looks.prop_map(String::into_bytes), prop::collection::vec(any::<u8>(), 0..200)]
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_an_answer_or_are_refused_without_being_repeated(answer in any_answer()) {
+        for told in [
+            parse::<Slot>(&answer).err(),
+            parse::<Secret32>(&answer).err(),
+            parse::<Status>(&answer).err(),
+            parse::<Done>(&answer).err(),
+        ] {
+            prop_assert!(told.is_none_or(|told| told.len() < 100 && told.is_ascii()));
+        }
+    }
+
+    #[test]
+    fn what_is_read_from_a_keyslot_has_no_other_spelling(
+        details in prop::collection::vec(any::<u8>(), 0..80),
+        first in 0_u8..6,
+        kek_uri in "(exec:)?[ -~]{0,8}",
+    ) {
+        let details = [vec![first], details].concat();
+        let private = [vec![1; 9], details.clone()].concat();
+        let key = WrappedKey { slot_type: SlotType::Exec, kek_uri, wrapped: vec![0; 60], private };
+        if let Ok(slot) = Slot::of(&key) {
+            prop_assert_eq!(slot.uri(), key.kek_uri);
+            prop_assert_eq!(slot.details(), details);
+        }
+    }
 }
