@@ -50,6 +50,15 @@ fn every_target_has_a_fuzz_target_of_its_name() {
     assert_eq!(names, expected);
 }
 
+/// One of the files of a corpus.
+fn of_corpus(name: &str, pick: prop::sample::Index) -> Vec<u8> {
+    let directory = format!("{}/fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+    let files = std::fs::read_dir(directory).expect("a corpus");
+    let mut files: Vec<_> = files.map(|file| file.expect("an entry").path()).collect();
+    files.sort();
+    std::fs::read(&files[pick.index(files.len())]).expect("a file of the corpus")
+}
+
 fn uid() -> impl Strategy<Value = Uid> {
     any::<[u8; 16]>().prop_map(Uid)
 }
@@ -398,9 +407,11 @@ proptest! {
     ) {
         let nbd: Vec<_> = TARGETS.iter().filter(|(name, _)| name.starts_with("nbd_")).collect();
         let (name, target) = nbd[pick % nbd.len()];
-        let directory = format!("{}/fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
-        let mut files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path()).collect();
-        files.sort();
-        target(&changed(&std::fs::read(&files[again.index(files.len())]).unwrap(), &changes));
+        target(&changed(&of_corpus(name, again), &changes));
+    }
+
+    #[test]
+    fn audit_logs_with_bytes_changed(changes in changes(), again in any::<prop::sample::Index>()) {
+        roundtrip::audit_log(&changed(&of_corpus("audit_log", again), &changes));
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::programs::{call, have, outcome, program, wait_for};
+use common::programs::{call, have, outcome, program, record_in, wait_for};
 use common::served::{Listen, Served};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -40,6 +40,45 @@ fn systemd_understands_every_line_of_the_units() {
     // Unknown words are only told, with status 0.
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert!(output.status.success());
+}
+
+#[test]
+fn the_recipe_for_logrotate_keeps_the_chain() {
+    if !have(&["logrotate"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let log = dir.path().join("audit.jsonl");
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/logrotate/sealbd");
+    let text = std::fs::read_to_string(recipe).expect("the recipe");
+    let (text, _) = text.split_once("\n}\n").expect("the first of two");
+    let text = text.replace("/var/log/sealbd/audit.jsonl", &log.display().to_string());
+    std::fs::write(dir.path().join("recipe"), format!("{text}\n}}\n")).expect("ours");
+    let sealbd = |words: &[&str]| {
+        let mut command = program(env!("CARGO_BIN_EXE_sealbd"));
+        let command = record_in(&mut command, &log).args(words).current_dir(dir.path());
+        let told = outcome(command);
+        (told.status.code(), String::from_utf8_lossy(&told.stdout).into_owned())
+    };
+    for _ in 0..3 {
+        assert_eq!(sealbd(&["check", "none", "--slot", "keyfile:none"]).0, Some(4));
+        assert_eq!(sealbd(&["check", "none", "--slot", "keyfile:none"]).0, Some(4));
+        let mut rotate = program("logrotate");
+        rotate.args(["--force", "--state", "state", "recipe"]).current_dir(dir.path());
+        let told = outcome(&mut rotate);
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        assert!(!log.exists());
+    }
+    assert_eq!(sealbd(&["check", "none", "--slot", "keyfile:none"]).0, Some(4));
+    let whole = format!(
+        "cd {} && {{ zcat $(ls -v -r audit.jsonl.*.gz); cat audit.jsonl.1 audit.jsonl; }} > whole",
+        dir.path().display()
+    );
+    call("sh", &["-c", &whole]);
+    let (code, told) = sealbd(&["audit", "verify", "whole"]);
+    assert!(code == Some(0) && told.contains("whole: 7 records, every one follows"), "{told}");
+    let (code, told) = sealbd(&["audit", "verify", "audit.jsonl.1", "audit.jsonl"]);
+    assert!(code == Some(0) && told.contains("begins with record 5"), "{told}");
 }
 
 /// A process that ends with its owner.

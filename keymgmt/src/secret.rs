@@ -29,6 +29,9 @@ use crate::manager::KeyError;
 /// anybody types, and two pages: small enough to stay within the usual `RLIMIT_MEMLOCK` of 8 MiB.
 pub const SECRET_BYTES_MAX: usize = 8192;
 
+/// More stack than any cipher or hash of this project takes, in a build without optimisation too.
+const STACK_WIPED: usize = 64 * 1024;
+
 /// How many secrets the kernel would not lock so far; `hygiene` reports it.
 static UNLOCKED: AtomicUsize = AtomicUsize::new(0);
 
@@ -242,6 +245,27 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), KeyError> {
     SysRng.try_fill_bytes(bytes).map_err(|error| {
         KeyError::Secret(format!("the operating system's random number generator failed: {error}"))
     })
+}
+
+/// Does `work`, then overwrites the stack that it took. Ciphers and hashes keep what they are given on the
+/// stack, and a value that was moved leaves its old place as it was; neither is wiped by anybody else.
+pub fn on_wiped_stack<T>(work: impl FnOnce() -> T) -> T {
+    let result = below(work);
+    wipe_below();
+    result
+}
+
+/// Its frame lies where that of [`wipe_below`] will.
+#[inline(never)]
+fn below<T>(work: impl FnOnce() -> T) -> T {
+    work()
+}
+
+#[inline(never)]
+fn wipe_below() {
+    let mut stack = [0u8; STACK_WIPED];
+    stack.zeroize();
+    std::hint::black_box(&stack);
 }
 
 /// Zeroed pages, locked and left out of core dumps as far as the system allows. Dropping them unlocks them.

@@ -13,7 +13,7 @@ use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, KeyInit};
 
 use crate::manager::{KeyError, SlotType, WrapContext};
-use crate::secret::{Dek, Kek, Secret32, fill_random};
+use crate::secret::{Dek, Kek, Secret32, fill_random, on_wiped_stack};
 
 const NONCE_LEN: usize = 12;
 const TAG_LEN: usize = 16;
@@ -65,9 +65,11 @@ pub(crate) fn unwrap_bound(kek: &Kek, wrapped: &[u8], aad: &[u8]) -> Result<Opti
     let (nonce, rest) = wrapped.split_first_chunk::<NONCE_LEN>().expect("60 bytes hold a nonce");
     let (ciphertext, tag) = rest.split_first_chunk::<32>().expect("48 bytes hold a key");
     let tag: &[u8; TAG_LEN] = tag.try_into().expect("16 bytes are left");
-    let opened = Secret32::fill(|bytes| {
-        bytes.copy_from_slice(ciphertext);
-        cipher(kek).decrypt_inout_detached(nonce.into(), aad, bytes.as_mut_slice().into(), tag.into())
+    let opened = on_wiped_stack(|| {
+        Secret32::fill(|bytes| {
+            bytes.copy_from_slice(ciphertext);
+            cipher(kek).decrypt_inout_detached(nonce.into(), aad, bytes.as_mut_slice().into(), tag.into())
+        })
     });
     Ok(opened.ok().map(Dek))
 }
@@ -75,11 +77,14 @@ pub(crate) fn unwrap_bound(kek: &Kek, wrapped: &[u8], aad: &[u8]) -> Result<Opti
 fn wrap_with_nonce(kek: &Kek, dek: &Dek, aad: &[u8], nonce: [u8; NONCE_LEN]) -> [u8; WRAPPED_LEN] {
     let mut wrapped = [0; WRAPPED_LEN];
     wrapped[..NONCE_LEN].copy_from_slice(&nonce);
-    let sealed = Secret32::fill(|bytes| {
-        bytes.copy_from_slice(dek.0.expose());
-        let tag = cipher(kek).encrypt_inout_detached((&nonce).into(), aad, bytes.as_mut_slice().into())?;
-        wrapped[NONCE_LEN + 32..].copy_from_slice(&tag);
-        Ok::<(), aes_gcm::Error>(())
+    let sealed = on_wiped_stack(|| {
+        Secret32::fill(|bytes| {
+            bytes.copy_from_slice(dek.0.expose());
+            let tag =
+                cipher(kek).encrypt_inout_detached((&nonce).into(), aad, bytes.as_mut_slice().into())?;
+            wrapped[NONCE_LEN + 32..].copy_from_slice(&tag);
+            Ok::<(), aes_gcm::Error>(())
+        })
     })
     .expect("32 bytes are within the limits of AES-GCM");
     wrapped[NONCE_LEN..NONCE_LEN + 32].copy_from_slice(sealed.expose());

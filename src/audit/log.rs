@@ -5,6 +5,7 @@ use std::fs::{DirBuilder, File};
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::file::{open_end, open_locked};
 use super::record::{Event, Outcome, Record};
@@ -16,20 +17,21 @@ use super::{AuditError, Journal};
 /// Where records go. Holds no file open: a log may be rotated away at any time.
 pub struct Log {
     settings: Settings,
-    who: Who,
+    /// Asked for with the first record: most commands leave none.
+    who: OnceLock<Who>,
 }
 
 impl Log {
     /// A log for what this process does.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, who: Who::current() }
+        Self { settings, who: OnceLock::new() }
     }
 
     /// The same log for what this process does on behalf of somebody.
     #[must_use]
     pub fn acting_for(&self, who: Who) -> Self {
-        Self { settings: self.settings.clone(), who }
+        Self { settings: self.settings.clone(), who: OnceLock::from(who) }
     }
 
     /// Where it is, and whether somebody asked for it to be there.
@@ -43,7 +45,7 @@ impl Log {
     /// # Errors
     /// The socket's.
     pub fn tell_journal(&self, event: &Event) -> std::io::Result<()> {
-        self.settings.journal.as_deref().map_or(Ok(()), |socket| Journal::new(socket).send(&self.who, event))
+        self.settings.journal.as_deref().map_or(Ok(()), |socket| Journal::new(socket).send(self.who(), event))
     }
 
     /// Appends a record; it is durable on return. Blocks for a flush of the file, and for as long as others
@@ -71,6 +73,10 @@ impl Log {
         })
     }
 
+    fn who(&self) -> &Who {
+        self.who.get_or_init(Who::current)
+    }
+
     /// What is to be written behind such an end: a line feed where one is missing, a record that tells of what
     /// is none, the record.
     fn compose(&self, end: End, event: Event) -> Vec<u8> {
@@ -82,11 +88,11 @@ impl Log {
                 request: event.request.clone(),
                 ..Event::new("", "", Outcome::Recovered)
             };
-            let line = Record::now(seq, self.who.clone(), told, end.torn, prev).encode();
+            let line = Record::now(seq, self.who().clone(), told, end.torn, prev).encode();
             (seq, prev) = (seq.saturating_add(1), super::Hash::of_line(&line));
             bytes.extend(line);
         }
-        bytes.extend(Record::now(seq, self.who.clone(), event, None, prev).encode());
+        bytes.extend(Record::now(seq, self.who().clone(), event, None, prev).encode());
         bytes
     }
 }

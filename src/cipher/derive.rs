@@ -3,7 +3,7 @@
 
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
-use keymgmt::secret::{Dek, Secret32};
+use keymgmt::secret::{Dek, Secret32, on_wiped_stack};
 use sha2::Sha256;
 use zeroize::Zeroize;
 
@@ -33,6 +33,10 @@ impl VolumeKeys {
     /// Expand per purpose.
     #[must_use]
     pub fn derive(engine: Engine, dek: &Dek, salt: &[u8; 32], volume: &[u8; 16]) -> Self {
+        on_wiped_stack(|| Self::extract_and_expand(engine, dek, salt, volume))
+    }
+
+    fn extract_and_expand(engine: Engine, dek: &Dek, salt: &[u8; 32], volume: &[u8; 16]) -> Self {
         let mut extract_salt = [0; 48];
         extract_salt[..32].copy_from_slice(salt);
         extract_salt[32..].copy_from_slice(volume);

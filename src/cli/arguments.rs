@@ -27,7 +27,9 @@ use crate::cipher::Engine;
     SPEC is keyfile:PATH, credential:NAME, passphrase:SECRET, recovery:SECRET or kms:PROVIDER[/KEY]; SECRET is prompt, file:PATH, fd:N or cred:NAME.\n\
     Exit codes: 0 ok, 1 usage, 2 no key fits, 3 out of memory, 4 no volume there, 5 exists or busy, 6 key manager \
     unreachable, 7 key manager denied, 8 damaged, 9 rolled back, 10 in use elsewhere, 11 backend unreachable, \
-    12 unfinished operation, 13 refused, 14 partly done."
+    12 unfinished operation, 13 refused, 14 partly done.\n\
+    Environment: SEALBD_FORMAT=json as --json, SEALBD_AUDIT=FILE the audit log, SEALBD_AUDIT_JOURNAL=SOCKET the \
+    journal that is told of it (empty: none)."
 )]
 pub(super) struct Arguments {
     /// Print one JSON object instead of prose

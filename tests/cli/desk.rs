@@ -203,6 +203,11 @@ impl Server {
     /// Sends a signal and waits for the end; the exit code, -1 for a process that was killed.
     pub(crate) fn stop(&mut self, signal: Signal) -> i32 {
         kill_process(Pid::from_child(&self.child), signal).expect("our own child");
+        self.wait()
+    }
+
+    /// Waits for the end, sends nothing; the exit code, -1 for a process that was killed.
+    pub(crate) fn wait(&mut self) -> i32 {
         let ended = wait_for("the server's end", Duration::from_secs(COMMAND_SECONDS_MAX), || {
             self.child.try_wait().expect("our own child")
         });
