@@ -101,7 +101,7 @@ impl Settings {
     }
 }
 
-/// One spelling for one place: links and `..` followed as far as the path exists.
+/// One spelling for one place: links and `..` are followed where the path exists.
 fn place(backend: &StoreUri) -> StoreUri {
     match backend {
         StoreUri::File(path) => {
@@ -215,6 +215,8 @@ impl Reading {
             }
         }
         if !problems.is_empty() {
+            let file = |problem: &Problem| settings.files.iter().position(|file| *file == problem.file);
+            problems.sort_by_key(|problem| (file(problem), problem.line));
             return Err(problems);
         }
         settings.volumes = drafts.into_iter().map(|draft| draft.settings).collect();

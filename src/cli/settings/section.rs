@@ -164,16 +164,11 @@ impl<'t> Section<'t> {
     /// A list of texts.
     pub(super) fn texts(&mut self, key: &'static str) -> Option<Vec<At<String>>> {
         let (_, value) = self.take(key)?;
-        match value.into_inner() {
-            DeValue::Array(items) => {
-                Some(items.into_iter().filter_map(|item| self.text_of(key, item)).collect())
-            }
-            other => {
-                let value = Spanned::new(self.start..self.start, other);
-                self.wrong_type(key, "a list of texts", &value);
-                None
-            }
+        if !value.get_ref().is_array() {
+            self.wrong_type(key, "a list of texts", &value);
         }
+        let DeValue::Array(items) = value.into_inner() else { return None };
+        Some(items.into_iter().filter_map(|item| self.text_of(key, item)).collect())
     }
 
     /// All that is left, as others read it, and the line of each key.

@@ -40,7 +40,7 @@ pub(in crate::cli) struct VolumeSettings {
 /// Where clients find a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::cli) enum Listen {
-    /// A unix socket; a path that is not absolute lies in the control directory.
+    /// A unix socket; a name without directory lies in the control directory.
     Unix(PathBuf),
     /// A port of a loopback address.
     Tcp(SocketAddr),
@@ -117,9 +117,10 @@ fn backend(text: &str) -> Result<StoreUri, String> {
 }
 
 fn listen(text: &str) -> Result<Listen, String> {
-    let forms = || "unix:PATH, or tcp:127.0.0.1:PORT".to_owned();
+    let forms = || "unix:/PATH, unix:NAME or tcp:127.0.0.1:PORT".to_owned();
     match text.split_once(':') {
-        Some(("unix", path)) if !path.is_empty() && !path.contains('\0') => Ok(Listen::Unix(path.into())),
+        Some(("unix", path)) if path.starts_with('/') && !path.contains('\0') => Ok(Listen::Unix(path.into())),
+        Some(("unix", name)) if is_file_name(name) => Ok(Listen::Unix(name.into())),
         Some(("tcp", address)) => {
             let address: SocketAddr = address.parse().map_err(|_| forms())?;
             if !address.ip().is_loopback() {
@@ -129,6 +130,10 @@ fn listen(text: &str) -> Result<Listen, String> {
         }
         _ => Err(forms()),
     }
+}
+
+fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 
 fn period(text: &str) -> Result<Duration, String> {
