@@ -119,7 +119,9 @@ fn backend(text: &str) -> Result<StoreUri, String> {
 fn listen(text: &str) -> Result<Listen, String> {
     let forms = || "unix:/PATH, unix:NAME or tcp:127.0.0.1:PORT".to_owned();
     match text.split_once(':') {
-        Some(("unix", path)) if path.starts_with('/') && !path.contains('\0') => Ok(Listen::Unix(path.into())),
+        Some(("unix", path)) if path.starts_with('/') && !path.contains('\0') => {
+            Ok(Listen::Unix(path.into()))
+        }
         Some(("unix", name)) if is_file_name(name) => Ok(Listen::Unix(name.into())),
         Some(("tcp", address)) => {
             let address: SocketAddr = address.parse().map_err(|_| forms())?;
