@@ -108,7 +108,7 @@ fn report(settings: &Settings, registry: &Registry) -> Report {
 }
 
 fn volume_report(volume: &VolumeSettings) -> VolumeReport {
-    let VolumeSettings { name, backend, uuid, slots, listen, rotate_kek, read_only, origin: _ } = volume;
+    let VolumeSettings { name, backend, uuid, slots, listen, rotate_kek, read_only, .. } = volume;
     VolumeReport {
         name: name.clone(),
         backend: backend.to_string(),

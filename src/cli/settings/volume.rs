@@ -1,5 +1,6 @@
 //! One `[volume.NAME]` table.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub(in crate::cli) struct VolumeSettings {
     pub(in crate::cli) name: String,
     /// Where it lies.
     pub(in crate::cli) backend: StoreUri,
+    /// The same in the one spelling by which places are compared.
+    pub(super) place: OsString,
     /// The only volume that is opened there.
     pub(in crate::cli) uuid: Option<Uuid>,
     /// Keys that are tried when none is named, as SPEC.
@@ -75,6 +78,7 @@ impl Draft {
         }
         let settings = VolumeSettings {
             name: name.to_owned(),
+            place: super::place(&backend.as_ref()?.value),
             backend: backend?.value,
             uuid: uuid.map(|uuid| uuid.value),
             slots: slots.iter().map(|slot| slot.value.clone()).collect(),
