@@ -10,12 +10,16 @@ mod servers;
 mod audit;
 #[path = "cli/backends.rs"]
 mod backends;
+#[path = "cli/config.rs"]
+mod config;
 #[path = "cli/desk.rs"]
 mod desk;
 #[path = "cli/erasing.rs"]
 mod erasing;
 #[path = "cli/errors.rs"]
 mod errors;
+#[path = "cli/fleet.rs"]
+mod fleet;
 #[path = "cli/formatting.rs"]
 mod formatting;
 #[path = "cli/headers.rs"]

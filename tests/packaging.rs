@@ -29,13 +29,18 @@ fn systemd_understands_every_line_of_the_units() {
         return;
     }
     let dir = tempfile::tempdir().expect("temporary directory");
-    let copies: Vec<PathBuf> = ["sealbd@.service", "sealbd@.socket"]
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd");
+    let names =
+        std::fs::read_dir(shipped).expect("the units").map(|entry| entry.expect("an entry").file_name());
+    let copies: Vec<PathBuf> = names
         .map(|name| {
+            let name = name.to_str().expect("a plain name");
             let text = unit(name).replace(INSTALLED, env!("CARGO_BIN_EXE_sealbd"));
             std::fs::write(dir.path().join(name), text).expect("copy of the unit");
             dir.path().join(name.replace('@', "@vol"))
         })
-        .into();
+        .collect();
+    assert!(copies.len() >= 6, "{copies:?}");
     let output = outcome(program("systemd-analyze").args(["verify", "--man=no"]).args(copies));
     // Unknown words are only told, with status 0.
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
@@ -79,6 +84,22 @@ fn the_recipe_for_logrotate_keeps_the_chain() {
     assert!(code == Some(0) && told.contains("whole: 7 records, every one follows"), "{told}");
     let (code, told) = sealbd(&["audit", "verify", "audit.jsonl.1", "audit.jsonl"]);
     assert!(code == Some(0) && told.contains("begins with record 5"), "{told}");
+}
+
+#[test]
+fn the_command_line_of_the_metrics_unit_writes_what_the_collector_reads() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let service = unit("sealbd-metrics.service");
+    let line = service.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("ExecStart");
+    let here = dir.path().display().to_string();
+    let words = line.replace("/var/lib/prometheus/node-exporter", &here);
+    let mut words = words.split(' ').skip(1);
+    let mut report = program(env!("CARGO_BIN_EXE_sealbd"));
+    let told = outcome(report.args(&mut words).env("SEALBD_CONFIG", ""));
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    // Debian's collector reads *.prom of that directory.
+    let gauges = std::fs::read_to_string(dir.path().join("sealbd.prom")).expect("the gauges");
+    assert!(gauges.contains("# TYPE sealbd_kek_overdue gauge\n"), "{gauges}");
 }
 
 /// A process that ends with its owner.

@@ -108,7 +108,7 @@ fn report(settings: &Settings, registry: &Registry) -> Report {
 }
 
 fn volume_report(volume: &VolumeSettings) -> VolumeReport {
-    let VolumeSettings { name, backend, uuid, slots, listen, rotate_kek, read_only, origin: _ } = volume;
+    let VolumeSettings { name, backend, uuid, slots, listen, rotate_kek, read_only, .. } = volume;
     VolumeReport {
         name: name.clone(),
         backend: backend.to_string(),
@@ -118,8 +118,17 @@ fn volume_report(volume: &VolumeSettings) -> VolumeReport {
             Listen::Unix(path) => format!("unix:{}", path.display()),
             Listen::Tcp(address) => format!("tcp:{address}"),
         }),
-        rotate_kek: rotate_kek.map(|period| humantime::format_duration(period).to_string()),
+        rotate_kek: rotate_kek.map(|period| exact(period.as_secs())),
         read_only: *read_only,
+    }
+}
+
+/// A time as it is written in a configuration.
+fn exact(seconds: u64) -> String {
+    match seconds {
+        days if days.is_multiple_of(86_400) => format!("{}d", days / 86_400),
+        hours if hours.is_multiple_of(3600) => format!("{}h", hours / 3600),
+        _ => format!("{seconds}s"),
     }
 }
 

@@ -94,6 +94,8 @@ async fn listen_and_serve(
     handed_over: Vec<Listener>,
     context: &Context,
 ) -> Result<ExitCode, Failure> {
+    // Before anybody can connect: whoever sees the server may tell it to stop.
+    let stopped = stop_signal()?;
     // Kept until the end: the socket of --run lies in it.
     let private = private_directory(options)?;
     let (listeners, address) =
@@ -116,13 +118,12 @@ async fn listen_and_serve(
         ));
     }
     let Some(command) = &options.run else {
-        let stopped = stop_signal()?;
         server.serve(listeners, stopped).await;
         context.output.note("stopped accepting, everything received is answered");
         return Ok(ExitCode::SUCCESS);
     };
     let first = volumes.first().map_or("", |named| &named.name);
-    let (mut child, stopped) = (address.command(command, first).spawn(), stop_signal()?);
+    let mut child = address.command(command, first).spawn();
     let child = child
         .as_mut()
         .map_err(|error| Failure::system("cannot run the command of --run", error, "--run needs /bin/sh"))?;
@@ -270,13 +271,19 @@ fn configured_address(options: &ServeOptions, context: &Context) -> Result<Optio
         ));
     }
     let Some(address) = addresses.first().copied().flatten() else { return Ok(None) };
-    let Listen::Unix(path) = address else { return Ok(Some(address.clone())) };
-    let directory = if path.is_absolute() { Some("".into()) } else { context.settings.control_directory() };
-    let directory = directory.ok_or_else(|| {
+    let path = match address {
+        Listen::Unix(path) if !path.is_absolute() => path,
+        _ => return Ok(Some(address.clone())),
+    };
+    let directory = context.settings.control_directory().ok_or_else(|| {
         Failure::config(
             "there is no control directory for the socket",
             "XDG_RUNTIME_DIR or SEALBD_CONTROL_DIRECTORY names one",
         )
+    })?;
+    std::fs::create_dir_all(&directory).map_err(|error| {
+        let what = format!("cannot make the control directory {}", directory.display());
+        Failure::system(&what, &error, "control_directory in [daemon], or SEALBD_CONTROL_DIRECTORY")
     })?;
     Ok(Some(Listen::Unix(directory.join(path))))
 }

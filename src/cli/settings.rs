@@ -10,6 +10,7 @@ mod section;
 mod tests;
 mod volume;
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -57,7 +58,7 @@ impl Settings {
     pub(super) fn load(asked: Option<&Path>) -> Result<(Self, Registry), Vec<Problem>> {
         let variable = std::env::var_os("SEALBD_CONFIG");
         let files = file::read_all(asked, variable.as_deref())?;
-        Self::of_files(files.iter().map(|file| Source { file: &file.path, text: &file.text }))
+        Self::of_files(files.iter().map(|file| Source::new(&file.path, &file.text)))
     }
 
     fn of_files<'t>(files: impl Iterator<Item = Source<'t>>) -> Result<(Self, Registry), Vec<Problem>> {
@@ -79,7 +80,7 @@ impl Settings {
     /// The volume that lies there, however the place is written.
     pub(super) fn volume_at(&self, backend: &StoreUri) -> Option<&VolumeSettings> {
         let place = place(backend);
-        self.volumes.iter().find(|volume| self::place(&volume.backend) == place)
+        self.volumes.iter().find(|volume| volume.place == place)
     }
 
     /// Where running servers have their sockets: `SEALBD_CONTROL_DIRECTORY`, else `[daemon]
@@ -101,14 +102,15 @@ impl Settings {
     }
 }
 
-/// One spelling for one place: links and `..` followed as far as the path exists.
-fn place(backend: &StoreUri) -> StoreUri {
+/// One spelling for one place: links and `..` are followed where the path exists.
+fn place(backend: &StoreUri) -> OsString {
     match backend {
         StoreUri::File(path) => {
             let absolute = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
-            StoreUri::File(absolute.unwrap_or_else(|_| path.clone()))
+            // By its parts: a slash at the end makes no other place.
+            absolute.unwrap_or_else(|_| path.clone()).components().collect::<PathBuf>().into()
         }
-        other => other.clone(),
+        other => other.to_string().into(),
     }
 }
 
@@ -118,6 +120,10 @@ struct Reading {
     settings: Settings,
     providers: Vec<(Provider, Origin)>,
     drafts: Vec<Draft>,
+    /// What no two volumes share, with where or whose it is.
+    names: HashMap<String, Origin>,
+    places: HashMap<OsString, String>,
+    uuids: HashMap<Uuid, String>,
     problems: Vec<Problem>,
     /// Which file has `[daemon]`, and `[audit]`.
     daemon: Option<Origin>,
@@ -129,7 +135,7 @@ struct Reading {
 impl Reading {
     fn file(&mut self, source: Source<'_>) {
         self.settings.files.push(source.file.to_owned());
-        let mut whole = Section::whole(source);
+        let mut whole = Section::whole(source.clone());
         if whole.has_problems() {
             // What stands behind a syntax error is not what was meant.
             self.broken_provider = true;
@@ -137,25 +143,25 @@ impl Reading {
             return;
         }
         if let Some(mut daemon) = whole.section("daemon") {
-            once(&mut self.daemon, "[daemon]", source, &mut daemon);
+            once(&mut self.daemon, "[daemon]", &source, &mut daemon);
             self.settings.control_directory = daemon.parsed("control_directory", absolute).map(|at| at.value);
             self.problems.extend(daemon.finish());
         }
         if let Some(mut audit) = whole.section("audit") {
-            once(&mut self.audit, "[audit]", source, &mut audit);
+            once(&mut self.audit, "[audit]", &source, &mut audit);
             self.settings.audit_path = audit.parsed("path", absolute).map(|at| at.value);
             self.problems.extend(audit.finish());
         }
         for (name, section) in whole.named_sections("provider") {
-            self.provider(&name, section, source);
+            self.provider(&name, section, &source);
         }
         for (name, section) in whole.named_sections("volume") {
-            self.volume(&name, section, source);
+            self.volume(&name, section, &source);
         }
         self.problems.extend(whole.finish());
     }
 
-    fn provider(&mut self, name: &str, mut section: Section<'_>, source: Source<'_>) {
+    fn provider(&mut self, name: &str, mut section: Section<'_>, source: &Source<'_>) {
         let origin = Origin { file: source.file.to_owned(), line: section.line() };
         if let Some((_, first)) = self.providers.iter().find(|(provider, _)| provider.name == name) {
             section.wrong(None, format!("provider {name} is also in {first}"));
@@ -177,21 +183,15 @@ impl Reading {
         }
     }
 
-    fn volume(&mut self, name: &str, mut section: Section<'_>, source: Source<'_>) {
-        let mut others = self.drafts.iter().map(|draft| &draft.settings);
-        if let Some(first) = others.find(|other| other.name == name) {
-            section.wrong(None, format!("volume {name} is also in {}", first.origin));
-        }
+    fn volume(&mut self, name: &str, mut section: Section<'_>, source: &Source<'_>) {
         let draft = Draft::read(name, &mut section, source.file);
-        if let Some(draft) = &draft {
-            let new = &draft.settings;
-            for other in self.drafts.iter().map(|draft| &draft.settings).filter(|other| other.name != name) {
-                if place(&other.backend) == place(&new.backend) {
-                    section.wrong(None, format!("the backend is also that of volume {}", other.name));
-                }
-                if new.uuid.is_some() && other.uuid == new.uuid {
-                    section.wrong(None, format!("the uuid is also that of volume {}", other.name));
-                }
+        if let Some(Draft { settings: VolumeSettings { place, uuid, origin, .. }, .. }) = &draft {
+            if let Some(first) = self.names.insert(name.to_owned(), origin.clone()) {
+                section.wrong(None, format!("volume {name} is also in {first}"));
+            } else if let Some(other) = self.places.insert(place.clone(), name.to_owned()) {
+                section.wrong(None, format!("the backend is also that of volume {other}"));
+            } else if let Some(other) = uuid.and_then(|uuid| self.uuids.insert(uuid, name.to_owned())) {
+                section.wrong(None, format!("the uuid is also that of volume {other}"));
             }
         }
         self.problems.extend(section.finish());
@@ -215,6 +215,8 @@ impl Reading {
             }
         }
         if !problems.is_empty() {
+            let file = |problem: &Problem| settings.files.iter().position(|file| *file == problem.file);
+            problems.sort_by_key(|problem| (file(problem), problem.line));
             return Err(problems);
         }
         settings.volumes = drafts.into_iter().map(|draft| draft.settings).collect();
@@ -224,7 +226,7 @@ impl Reading {
 }
 
 /// Notes where a section is; an error when another file has it, too.
-fn once(seen: &mut Option<Origin>, name: &str, source: Source<'_>, section: &mut Section<'_>) {
+fn once(seen: &mut Option<Origin>, name: &str, source: &Source<'_>, section: &mut Section<'_>) {
     if let Some(first) = seen {
         section.wrong(None, format!("{name} is also in {first}"));
     }

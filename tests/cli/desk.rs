@@ -27,6 +27,23 @@ pub(crate) struct Desk {
     dir: tempfile::TempDir,
 }
 
+/// A configuration and the commands that use it.
+impl Desk {
+    /// Writes `sealbd.toml`; `DIR` in it stands for this directory.
+    pub(crate) fn configure(&self, text: &str) {
+        self.configure_file("sealbd.toml", text);
+    }
+
+    /// Writes another file of the configuration, mode 0600.
+    pub(crate) fn configure_file(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        let text = text.replace("DIR", &self.dir().display().to_string());
+        std::fs::write(&path, text).expect("the directory is ours");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(path, mode).expect("the file is ours");
+    }
+}
+
 /// How a command ended.
 pub(crate) struct Ended {
     pub(crate) code: i32,
@@ -62,6 +79,8 @@ impl Desk {
         command.env_remove("SEALBD_FORMAT").env_remove("CREDENTIALS_DIRECTORY");
         command.env("SEALBD_STATE_DIRECTORY", self.path("state"));
         record_in(&mut command, &self.path(AUDIT));
+        // Empty is no configuration, whatever this machine has.
+        command.env("SEALBD_CONFIG", "").env_remove("SEALBD_CONTROL_DIRECTORY");
         command
     }
 
@@ -177,11 +196,17 @@ impl Server {
 
     /// As [`start`](Self::start), by a command of the caller's.
     pub(crate) fn start_as(desk: &Desk, mut command: Command) -> Self {
-        let (socket, log) = (desk.path("socket"), desk.path("log"));
+        command.args(["-U", "socket"]);
+        Self::start_listening(desk, command, "socket")
+    }
+
+    /// As [`start_as`](Self::start_as), by a command that listens on that socket of its own accord.
+    pub(crate) fn start_listening(desk: &Desk, mut command: Command, socket: &str) -> Self {
+        let (socket, log) = (desk.path(socket), desk.path("log"));
         let output = std::fs::File::options().create(true).append(true).open(&log).expect("log file");
         let errors = output.try_clone().expect("a descriptor is free");
         record_in(&mut command, &desk.path(AUDIT));
-        let command = command.args(["-U", "socket"]).current_dir(desk.dir());
+        let command = command.current_dir(desk.dir());
         let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn().expect("it starts");
         let mut server = Self { child, socket, log };
         wait_for("the server", Duration::from_secs(COMMAND_SECONDS_MAX), || {

@@ -21,7 +21,10 @@ fn it_listens_on_a_private_unix_socket_until_sigterm_or_sigint_and_then_leaves_n
         let mut server = Server::start(&desk, &["vol", "--slot", "keyfile:key", "--pid-file", "pid"]);
         let mode = std::fs::metadata(desk.path("socket")).expect("the socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(String::from_utf8(desk.bytes("pid")).expect("a number"), format!("{}\n", server.id()));
+        // It answers connections a moment before it says so in the file.
+        let written = || std::fs::read_to_string(desk.path("pid")).ok().filter(|text| text.ends_with('\n'));
+        let pid = wait_for("the pid-file", Duration::from_secs(60), written);
+        assert_eq!(pid, format!("{}\n", server.id()));
 
         let mut client = server.connect("vol");
         client.write(0, &[7; 1 << 20], 0).expect("written");

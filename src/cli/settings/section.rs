@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use keymgmt::provider::is_name;
 use serde::Deserialize;
@@ -34,16 +35,24 @@ impl fmt::Display for Problem {
 }
 
 /// A file as it was read.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Source<'t> {
     pub(super) file: &'t Path,
-    pub(super) text: &'t str,
+    text: &'t str,
+    /// Where lines end: a file may have a line for each of thousands of keys, and each is looked up.
+    ends: Rc<[usize]>,
 }
 
-impl Source<'_> {
+impl<'t> Source<'t> {
+    /// A file and its text.
+    pub(super) fn new(file: &'t Path, text: &'t str) -> Self {
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
+        Self { file, text, ends }
+    }
+
     /// The line of a byte, counted from 1.
     fn line(&self, byte: usize) -> usize {
-        1 + self.text.bytes().take(byte).filter(|byte| *byte == b'\n').count()
+        1 + self.ends.partition_point(|end| *end < byte)
     }
 
     fn problem(&self, byte: usize, text: String) -> Problem {
@@ -164,16 +173,11 @@ impl<'t> Section<'t> {
     /// A list of texts.
     pub(super) fn texts(&mut self, key: &'static str) -> Option<Vec<At<String>>> {
         let (_, value) = self.take(key)?;
-        match value.into_inner() {
-            DeValue::Array(items) => {
-                Some(items.into_iter().filter_map(|item| self.text_of(key, item)).collect())
-            }
-            other => {
-                let value = Spanned::new(self.start..self.start, other);
-                self.wrong_type(key, "a list of texts", &value);
-                None
-            }
+        if !value.get_ref().is_array() {
+            self.wrong_type(key, "a list of texts", &value);
         }
+        let DeValue::Array(items) = value.into_inner() else { return None };
+        Some(items.into_iter().filter_map(|item| self.text_of(key, item)).collect())
     }
 
     /// All that is left, as others read it, and the line of each key.
@@ -226,7 +230,7 @@ impl<'t> Section<'t> {
     }
 
     fn below(&mut self, place: String, start: usize, value: Spanned<DeValue<'t>>) -> Option<Section<'t>> {
-        let source = self.source;
+        let source = self.source.clone();
         match value.into_inner() {
             DeValue::Table(table) => {
                 Some(Section { source, place, start, table, known: Vec::new(), problems: Vec::new() })

@@ -1,5 +1,6 @@
 //! One `[volume.NAME]` table.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub(in crate::cli) struct VolumeSettings {
     pub(in crate::cli) name: String,
     /// Where it lies.
     pub(in crate::cli) backend: StoreUri,
+    /// The same in the one spelling by which places are compared.
+    pub(super) place: OsString,
     /// The only volume that is opened there.
     pub(in crate::cli) uuid: Option<Uuid>,
     /// Keys that are tried when none is named, as SPEC.
@@ -40,7 +43,7 @@ pub(in crate::cli) struct VolumeSettings {
 /// Where clients find a volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::cli) enum Listen {
-    /// A unix socket; a path that is not absolute lies in the control directory.
+    /// A unix socket; a name without directory lies in the control directory.
     Unix(PathBuf),
     /// A port of a loopback address.
     Tcp(SocketAddr),
@@ -75,6 +78,7 @@ impl Draft {
         }
         let settings = VolumeSettings {
             name: name.to_owned(),
+            place: super::place(&backend.as_ref()?.value),
             backend: backend?.value,
             uuid: uuid.map(|uuid| uuid.value),
             slots: slots.iter().map(|slot| slot.value.clone()).collect(),
@@ -117,9 +121,12 @@ fn backend(text: &str) -> Result<StoreUri, String> {
 }
 
 fn listen(text: &str) -> Result<Listen, String> {
-    let forms = || "unix:PATH, or tcp:127.0.0.1:PORT".to_owned();
+    let forms = || "unix:/PATH, unix:NAME or tcp:127.0.0.1:PORT".to_owned();
     match text.split_once(':') {
-        Some(("unix", path)) if !path.is_empty() && !path.contains('\0') => Ok(Listen::Unix(path.into())),
+        Some(("unix", path)) if path.starts_with('/') && !path.contains('\0') => {
+            Ok(Listen::Unix(path.into()))
+        }
+        Some(("unix", name)) if is_file_name(name) => Ok(Listen::Unix(name.into())),
         Some(("tcp", address)) => {
             let address: SocketAddr = address.parse().map_err(|_| forms())?;
             if !address.ip().is_loopback() {
@@ -129,6 +136,10 @@ fn listen(text: &str) -> Result<Listen, String> {
         }
         _ => Err(forms()),
     }
+}
+
+fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 
 fn period(text: &str) -> Result<Duration, String> {
