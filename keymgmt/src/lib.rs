@@ -6,7 +6,7 @@
 
 mod derive;
 #[cfg(feature = "http")]
-#[allow(dead_code, reason = "the managers that use it come next")]
+#[cfg_attr(not(feature = "vault"), allow(dead_code, reason = "the managers that use it come next"))]
 mod http;
 pub mod hygiene;
 pub mod keyfile;
@@ -21,10 +21,12 @@ mod retry;
 pub mod secret;
 pub mod source;
 pub mod spec;
-#[allow(dead_code, reason = "the managers that use it come next")]
+#[cfg_attr(not(feature = "vault"), allow(dead_code, reason = "only managers that hand out keys use it"))]
 mod stored;
 #[cfg(feature = "tls")]
-#[allow(dead_code, reason = "the managers that use it come next")]
+#[cfg_attr(not(feature = "vault"), allow(dead_code, reason = "the managers that use it come next"))]
 mod tls;
+#[cfg(feature = "vault")]
+mod vault;
 pub mod verify;
 pub mod wrap;
