@@ -7,4 +7,10 @@
 #![expect(clippy::print_stdout, reason = "the last check that was begun is shown when a test fails")]
 
 mod built_in;
+#[cfg(feature = "vault")]
+mod scripted_vault;
+#[cfg(feature = "vault")]
+mod services;
 mod suite;
+#[cfg(feature = "vault")]
+mod vault;
