@@ -322,6 +322,9 @@ fn one_line(bytes: &[u8], what: &str) -> Result<Zeroizing<String>, KeyError> {
 /// The kubelet makes the token's file readable to whoever is in the pod, so its mode says nothing.
 fn service_account(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     let failed = |why: String| KeyError::Settings(format!("service account token {}: {why}", path.display()));
+    if !std::fs::metadata(path).map_err(|error| failed(error.to_string()))?.is_file() {
+        return Err(failed("not a regular file".into()));
+    }
     let file = std::fs::File::open(path).map_err(|error| failed(error.to_string()))?;
     let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX + 1));
     let longest = u64::try_from(SECRET_BYTES_MAX).expect("8 KiB fit any count") + 1;

@@ -102,7 +102,10 @@ impl Client {
             503 => Err(self.sealed()),
             501 => Err(KeyError::Unreachable(format!("{} is not initialised", self.address.0))),
             400..=405 => self.seal_status().await,
-            _ => Err(KeyError::Unreachable(format!("{} is not ready (health {status})", self.address.0))),
+            429 | 472 | 473 | 500..=599 => {
+                Err(KeyError::Unreachable(format!("{} is not ready (health {status})", self.address.0)))
+            }
+            _ => Err(self.no_vault()),
         }
     }
 
@@ -117,7 +120,7 @@ impl Client {
             (500..=599, _) => {
                 Err(KeyError::Unreachable(format!("{} fails with status {status}", self.address.0)))
             }
-            _ => Err(KeyError::Untrusted(format!("{} does not answer as Vault does", self.address.0))),
+            _ => Err(self.no_vault()),
         }
     }
 
@@ -132,6 +135,10 @@ impl Client {
         headers.extend(body.map(|_| ("Content-Type", plain("application/json"))));
         let url = format!("{}/v1/{path}", self.address.0);
         self.http.ask(Ask { method, url, headers, body: body.cloned() }).await
+    }
+
+    fn no_vault(&self) -> KeyError {
+        KeyError::Untrusted(format!("{} does not answer as Vault does", self.address.0))
     }
 
     fn sealed(&self) -> KeyError {

@@ -277,7 +277,13 @@ impl Kv {
             Engines::Versioned => format!("{left}?version={}", details.version),
         };
         let reply: Reply = self.session.call(Call::get(&left)).await?;
-        if reply.is_missing() { Ok(()) } else { Err(KeyError::Denied(format!("{path}: still there"))) }
+        match reply {
+            reply if reply.is_missing() => Ok(()),
+            reply if reply.is_done() => {
+                Err(KeyError::Denied(format!("{path}: was deleted and is still there")))
+            }
+            reply => Err(reply.refused(&format!("{path} was deleted, which could not be checked: {left}"))),
+        }
     }
 }
 

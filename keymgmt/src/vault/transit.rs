@@ -119,18 +119,33 @@ impl Transit {
                 ))
             })?
             .version;
-        // The same with another volume must not open, else nothing is bound.
+        self.prove_bound(name, &ciphertext, context, &kek_uri).await?;
+        let private = private(version);
+        Ok(WrappedKey { slot_type: SLOT_TYPE, kek_uri, wrapped: ciphertext.into_bytes(), private })
+    }
+
+    /// The same with another volume must not open, else the server binds nothing.
+    async fn prove_bound(
+        &self,
+        name: &Place,
+        ciphertext: &str,
+        context: WrapContext,
+        kek_uri: &str,
+    ) -> Result<(), KeyError> {
         let mut other = context;
         other.volume[0] ^= 1;
-        if self.decrypt(name, &ciphertext, &bound(other, &kek_uri)).await?.is_done() {
+        let reply = self.decrypt(name, ciphertext, &bound(other, kek_uri)).await?;
+        if reply.is_invalid() {
+            return Ok(());
+        }
+        if reply.is_done() {
             return Err(KeyError::Unsupported(
                 "this server ignores associated_data, so a keyslot would fit any volume; Vault 1.9 or newer \
                  or OpenBao is needed"
                     .into(),
             ));
         }
-        let private = private(version);
-        Ok(WrappedKey { slot_type: SLOT_TYPE, kek_uri, wrapped: ciphertext.into_bytes(), private })
+        Err(reply.refused(&self.path("decrypt", name)))
     }
 
     async fn unwrap_bound(&self, key: &WrappedKey, context: WrapContext) -> Result<Option<Dek>, KeyError> {
@@ -344,5 +359,12 @@ mod tests {
         ] {
             assert_eq!(version(&text), None, "{text}");
         }
+    }
+
+    /// Made with Python's struct and base64.
+    #[test]
+    fn the_associated_data_are_the_same_bytes_as_another_implementation_makes() {
+        let expected = "AAECAwQFBgcICQoLDA0ODwcAAAABAAAABXZhdWx0LXRyYW5zaXQ6ZGI=";
+        assert_eq!(bound(crate::derive::tests::CONTEXT, "vault-transit:db"), expected);
     }
 }

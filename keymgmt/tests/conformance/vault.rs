@@ -13,7 +13,7 @@ use keymgmt::verify::wrap_tested;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::scripted_vault::{Policy, Role, ScriptedVault, Secret, TokenEntry, TransitKey, Version};
+use crate::scripted_vault::{Fault, Policy, Role, ScriptedVault, Secret, TokenEntry, TransitKey, Version};
 use crate::suite::{CONTEXT, KekOf, Subject, assert_refused, canary_dek, keeps_the_contract, outcome};
 
 const TRANSIT_HOST: &str = include_str!("../../../examples/vault/transit-host.hcl");
@@ -210,6 +210,15 @@ async fn what_transit_cannot_destroy_is_told_with_the_administrators_command() {
     assert!(error.contains("vault write transit/keys/db/trim min_available_version=2"), "{error}");
 }
 
+/// A host that may encrypt and not decrypt cannot prove that anything is bound.
+#[tokio::test]
+async fn a_keyslot_that_cannot_be_proven_is_not_made() {
+    let world = World::new();
+    world.grant(&[TRANSIT_HOST.rsplit_once("path").unwrap().0]);
+    let error = world.transit().wrap(&canary_dek(), CONTEXT).await.unwrap_err();
+    assert!(matches!(&error, KeyError::Denied(why) if why.contains("transit/decrypt/db")), "{error}");
+}
+
 /// Vault before 1.9: a keyslot would then fit every volume.
 #[tokio::test]
 async fn a_server_that_ignores_associated_data_is_found_out_before_a_keyslot_is_made() {
@@ -296,6 +305,19 @@ async fn a_secret_of_castellan_is_used_and_left_to_its_owner() {
     assert!(outcome(&*manager, &key, CONTEXT).await.unwrap());
     assert!(matches!(manager.destroy(&key).await, Err(KeyError::Unsupported(_))));
     assert!(world.vault.state().kv2.contains_key(&at("cinder/0a1b")));
+}
+
+#[tokio::test]
+async fn a_secret_that_outlives_its_destruction_is_not_told_as_destroyed() {
+    let world = World::new();
+    for (manager, metadata) in [(world.kv(2), "secret/metadata/"), (world.kv(1), "kv/")] {
+        let key = wrapped(&*manager).await;
+        let fault =
+            if metadata == "kv/" { Fault::Status(200, r#"{"data":{}}"#) } else { Fault::Status(204, "") };
+        world.vault.state().faults = vec![(metadata, fault)];
+        let error = manager.destroy(&key).await.unwrap_err();
+        assert!(matches!(&error, KeyError::Denied(why) if why.contains("still there")), "{error}");
+    }
 }
 
 #[tokio::test]
