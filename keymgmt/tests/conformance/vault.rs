@@ -201,6 +201,19 @@ async fn a_version_below_the_minimum_and_a_trimmed_one_are_told_as_denied() {
     assert!(matches!(&error, KeyError::Denied(why) if why.contains("does not exist")), "{error}");
 }
 
+/// As after a restored backup under another name (`transit/restore/NAME`).
+#[tokio::test]
+async fn the_same_key_under_another_name_does_not_open_a_renamed_keyslot() {
+    let world = World::new();
+    world.grant(&[&TRANSIT_HOST.replace("db", "*")]);
+    let key = wrapped(&*world.transit()).await;
+    let copy = world.vault.state().transit.values().next().unwrap().clone();
+    world.vault.state().transit.insert((String::new(), "copy".into()), copy);
+    let manager = world.open("kms:prod", "vault-transit", "").unwrap();
+    let renamed = WrappedKey { kek_uri: "vault-transit:copy".into(), ..key };
+    assert!(!outcome(&*manager, &renamed, CONTEXT).await.unwrap());
+}
+
 #[tokio::test]
 async fn what_transit_cannot_destroy_is_told_with_the_administrators_command() {
     let world = World::new();
@@ -304,6 +317,10 @@ async fn a_secret_of_castellan_is_used_and_left_to_its_owner() {
     let manager = world.kv(2);
     assert!(outcome(&*manager, &key, CONTEXT).await.unwrap());
     assert!(matches!(manager.destroy(&key).await, Err(KeyError::Unsupported(_))));
+    // Nor does a keyslot that claims that sealbd made it change that.
+    let mut claimed = key;
+    *claimed.private.last_mut().unwrap() ^= 1;
+    assert!(matches!(manager.destroy(&claimed).await, Err(KeyError::Malformed(_))));
     assert!(world.vault.state().kv2.contains_key(&at("cinder/0a1b")));
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Answer, Request, State, errors};
 
 /// A key of Transit, of type aes256-gcm96.
+#[derive(Clone)]
 pub(crate) struct TransitKey {
     /// From version 1 on; trimmed ones are gone.
     versions: Vec<Option<[u8; 32]>>,

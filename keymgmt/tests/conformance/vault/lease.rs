@@ -125,6 +125,13 @@ async fn a_login_that_brings_no_right_is_tried_once_and_never_in_a_loop() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_just_made_is_not_doubted() {
+    let (world, manager) = world(TokenEntry { policies: Vec::new(), ..host(true) });
+    assert!(matches!(wrap_error(&*manager).await, KeyError::Denied(_)));
+    assert_eq!((world.vault.count(LOGIN), world.vault.count("auth/token/lookup-self")), (1, 0));
+}
+
+#[tokio::test]
 async fn a_revoked_role_is_denied_and_the_secret_id_is_not_told() {
     let (world, manager) = world(host(true));
     world.vault.state().roles.get_mut("approle").unwrap().uses = Some(0);
