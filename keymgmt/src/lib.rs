@@ -8,7 +8,7 @@ mod cache;
 mod derive;
 mod exec;
 #[cfg(feature = "http")]
-#[allow(dead_code, reason = "the managers that use it come next")]
+#[cfg_attr(not(feature = "vault"), allow(dead_code, reason = "the managers that use it come next"))]
 mod http;
 pub mod hygiene;
 pub mod keyfile;
@@ -25,7 +25,9 @@ pub mod source;
 pub mod spec;
 mod stored;
 #[cfg(feature = "tls")]
-#[allow(dead_code, reason = "the managers that use it come next")]
+#[cfg_attr(not(feature = "vault"), allow(dead_code, reason = "the managers that use it come next"))]
 mod tls;
+#[cfg(feature = "vault")]
+mod vault;
 pub mod verify;
 pub mod wrap;

@@ -39,12 +39,28 @@ pub struct ProviderKind {
 }
 
 /// Every kind in this build, in the order in which they are told to people.
-pub const KINDS: &[ProviderKind] = &[ProviderKind {
-    name: "exec",
-    slot_type: SlotType::Exec,
-    settings: settings::<exec::ExecSettings>,
-    describe: exec::describe,
-}];
+pub const KINDS: &[ProviderKind] = &[
+    #[cfg(feature = "vault")]
+    ProviderKind {
+        name: "vault-transit",
+        slot_type: SlotType::VaultTransit,
+        settings: settings::<crate::vault::TransitSettings>,
+        describe: crate::vault::describe_transit,
+    },
+    #[cfg(feature = "vault")]
+    ProviderKind {
+        name: "vault-kv",
+        slot_type: SlotType::VaultKv,
+        settings: settings::<crate::vault::KvSettings>,
+        describe: crate::vault::describe_kv,
+    },
+    ProviderKind {
+        name: "exec",
+        slot_type: SlotType::Exec,
+        settings: settings::<exec::ExecSettings>,
+        describe: exec::describe,
+    },
+];
 
 /// Kinds that a keyslot number is set aside for.
 const LATER: [&str; 3] = ["aws-kms", "kubernetes-kms", "tang"];

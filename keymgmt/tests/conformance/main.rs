@@ -8,4 +8,10 @@
 
 mod built_in;
 mod exec;
+#[cfg(feature = "vault")]
+mod scripted_vault;
+#[cfg(feature = "vault")]
+mod services;
 mod suite;
+#[cfg(feature = "vault")]
+mod vault;
