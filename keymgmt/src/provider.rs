@@ -37,7 +37,10 @@ pub struct ProviderKind {
 }
 
 /// Every kind in this build, in the order in which they are told to people.
-pub const KINDS: &[ProviderKind] = &[];
+pub const KINDS: &[ProviderKind] = &[
+    #[cfg(feature = "barbican")]
+    crate::barbican::KIND,
+];
 
 /// Kinds that a keyslot number is set aside for.
 const LATER: [&str; 3] = ["aws-kms", "kubernetes-kms", "tang"];
