@@ -241,6 +241,11 @@ impl Session {
                  credential has ended, was removed or is locked",
                 credential.told()
             ))),
+            // Keystone tells so of an application credential that was deleted, and of a path that it has not.
+            404 if matches!(credential, Credential::Application { .. }) => Err(KeyError::Denied(format!(
+                "{keystone} knows no {}: it was deleted, or this is no Keystone v3",
+                credential.told()
+            ))),
             404 => Err(KeyError::Settings(format!("{keystone} is no Keystone v3: it knows no /auth/tokens"))),
             status => Err(refusal(&keystone.to_string(), status, "log in")),
         }

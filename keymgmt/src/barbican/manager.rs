@@ -73,6 +73,13 @@ impl Barbican {
     async fn fetch_named(&self, id: &SecretId) -> Result<(Slot, Secret32), KeyError> {
         let labels = self.secrets.labels(id).await?;
         let kek = self.secrets.payload(id).await?;
+        if is_guessable(kek.expose()) {
+            return Err(KeyError::Denied(format!(
+                "secret {id} holds text or one byte over and over, not a key; make one with: openstack secret \
+                 order create --algorithm aes --bit-length 256 --payload-content-type \
+                 application/octet-stream key"
+            )));
+        }
         let expires = labels.and_then(|labels| labels.expires).map(seconds);
         Ok((Slot { id: id.clone(), details: Details { made_by_sealbd: false, expires } }, kek))
     }
@@ -259,6 +266,13 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs().clamp(1, EXPIRES_MAX))
 }
 
+/// Whether 32 bytes are what people type (a passphrase, hexadecimal digits) or forgot to fill. Of random keys
+/// one in 10^13 is.
+fn is_guessable(bytes: &[u8; 32]) -> bool {
+    let text = bytes.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
+    text || bytes.iter().all(|byte| *byte == bytes[0])
+}
+
 fn expiry(seconds: u64) -> String {
     let end = UNIX_EPOCH + Duration::from_secs(seconds.min(EXPIRES_MAX));
     format!("WARNING: the secret expires {}, and the keyslot with it", humantime::format_rfc3339_seconds(end))
@@ -310,6 +324,17 @@ mod tests {
         );
         let told = describe(&key(Details { made_by_sealbd: true, expires: None })).unwrap();
         assert_eq!(told.text, format!("secret {ID}, made by sealbd"));
+    }
+
+    #[test]
+    fn what_people_type_is_no_key() {
+        for weak in
+            [*b"correct horse battery staple 123", *b"0123456789abcdef0123456789abcdef", [0; 32], [0xff; 32]]
+        {
+            assert!(is_guessable(&weak));
+        }
+        assert!(!is_guessable(&ascending(0x80)));
+        assert!(!is_guessable(Secret32::generate().unwrap().expose()));
     }
 
     #[test]

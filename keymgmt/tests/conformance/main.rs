@@ -6,5 +6,11 @@
 #![expect(clippy::unwrap_used, reason = "the functions that set a test up panic as its own lines do")]
 #![expect(clippy::print_stdout, reason = "the last check that was begun is shown when a test fails")]
 
+#[cfg(feature = "barbican")]
+mod barbican;
 mod built_in;
+#[cfg(feature = "tls")]
+mod hostile;
+#[cfg(feature = "tls")]
+mod services;
 mod suite;

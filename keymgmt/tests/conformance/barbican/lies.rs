@@ -1,0 +1,437 @@
+//! Services that lie, fail or hang in place of Keystone and Barbican, and certificates that do not fit.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use keymgmt::manager::{KeyError, KeyManager, WrappedKey};
+use keymgmt::verify::wrap_tested;
+use serde_json::{Value, json};
+
+use super::{CANARY_PASSWORD, Files, assert_denied, health, open, opens, refusal, wrap};
+use crate::hostile::{Act, Hostile, Request, Signer, VALID, answer};
+use crate::suite::{CONTEXT, canary_dek};
+
+/// One attempt of these tests, and what it may take at most on a machine that is busy.
+const TIMEOUT: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(10);
+const SECRET: &str = "3547f40c-37ea-4ce5-88e0-25b9d38b0b7c";
+const TOKEN: &str = "CANARY-TOKEN";
+
+/// A cloud of one server that answers as the real ones do, but for what `lie` takes over.
+fn cloud(lie: impl Fn(&Request) -> Option<Act> + Send + Sync + 'static) -> Hostile {
+    let honest = honest();
+    Hostile::start(move |request| lie(request).unwrap_or_else(|| honest(request)))
+}
+
+/// Keystone and Barbican with room for one secret.
+fn honest() -> impl Fn(&Request) -> Act + Send + Sync + 'static {
+    let payload = Mutex::new(Vec::new());
+    move |request| {
+        let host = request.header("host").unwrap();
+        match (request.method.as_str(), request.path.as_str()) {
+            ("POST", "/v3/auth/tokens") => token(&format!("http://{host}"), |_| {}),
+            _ if request.header("x-auth-token") != Some(TOKEN) => answer(401, &[], ""),
+            ("POST", "/v1/secrets") => {
+                let body: Value = serde_json::from_slice(&request.body).unwrap();
+                *payload.lock().unwrap() = BASE64_STANDARD.decode(body["payload"].as_str().unwrap()).unwrap();
+                answer(
+                    201,
+                    &[],
+                    json!({ "secret_ref": format!("http://{host}/v1/secrets/{SECRET}") }).to_string(),
+                )
+            }
+            ("GET", path) if path.ends_with("/payload") => answer(200, &[], &*payload.lock().unwrap()),
+            ("GET", "/v1/secrets?limit=1") => answer(200, &[], "{}"),
+            _ => answer(404, &[], ""),
+        }
+    }
+}
+
+/// What Keystone answers to a login, changed by `lie`.
+fn token(barbican: &str, lie: impl Fn(&mut Value)) -> Act {
+    let mut body = json!({ "token": {
+        "issued_at": "2026-11-21T07:00:00.000000Z", "expires_at": "2026-11-21T08:00:00.000000Z",
+        "user": { "id": "ab", "password_expires_at": null },
+        "catalog": [{ "type": "key-manager", "endpoints": [
+            { "interface": "public", "region_id": "R1", "url": barbican }] }] } });
+    lie(&mut body["token"]);
+    answer(201, &[("X-Subject-Token", TOKEN)], body.to_string())
+}
+
+fn is_login(request: &Request) -> bool {
+    request.path == "/v3/auth/tokens"
+}
+
+fn is_payload(request: &Request) -> bool {
+    request.path.ends_with("/payload")
+}
+
+fn manager(files: &Files, keystone: &str, more: &str) -> Box<dyn KeyManager> {
+    let auth = files.password(keystone, "owner", "tenant", CANARY_PASSWORD);
+    open(&format!("{auth}timeout = '{}s'\n{more}", TIMEOUT.as_secs()), None).unwrap()
+}
+
+/// A keyslot of an honest cloud.
+async fn keyslot(files: &Files) -> WrappedKey {
+    let cloud = cloud(|_| None);
+    let manager = manager(files, &cloud.url(), "");
+    let key = wrap_tested(&*manager, &canary_dek(), CONTEXT).await.unwrap();
+    assert_eq!(key.kek_uri, format!("barbican:{SECRET}"));
+    key
+}
+
+/// What went wrong holds nothing secret, and came in time.
+fn assert_harmless(error: &KeyError, begun: Instant) {
+    let told = format!("{error} {error:?}");
+    assert!(!told.contains("CANARY") && told.len() < 2000 && !told.contains('\u{1b}'), "{told}");
+    assert!(begun.elapsed() < PATIENCE, "{:?}: {told}", begun.elapsed());
+}
+
+/// What an HTTP server does wrong, how, and whether another try may help.
+type Wrong = (&'static str, fn() -> Act, bool);
+
+fn wrongs() -> Vec<Wrong> {
+    vec![
+        ("never answers", || Act::Never, true),
+        ("closes", || Act::AnswerAndClose(Vec::new()), true),
+        ("closes in the middle", || Act::AnswerAndClose(b"HTTP/1.1 200 OK\r\nContent-Le".to_vec()), true),
+        (
+            "closes before the announced end",
+            || Act::AnswerAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: 32\r\n\r\n0123456789".to_vec()),
+            true,
+        ),
+        (
+            "announces more than comes",
+            || Act::Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 32\r\n\r\n0123456789".to_vec()),
+            true,
+        ),
+        (
+            "answers byte by byte",
+            || {
+                Act::Trickle(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 32\r\n\r\n".to_vec(),
+                    Duration::from_millis(300),
+                )
+            },
+            true,
+        ),
+        ("fails", || answer(503, &[], "\u{1b}[31mCANARY"), true),
+        ("is pressed", || answer(429, &[("Retry-After", "86400")], ""), true),
+        ("answers garbage", || Act::AnswerAndClose(vec![0xff; 300]), false),
+        ("answers SSH", || Act::AnswerAndClose(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()), false),
+        ("answers a head without end", || Act::Endless(b"HTTP/1.1 200 OK\r\nX: ".to_vec()), false),
+        (
+            "answers a body without end",
+            || Act::Endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nFFFFFFFF\r\n".to_vec()),
+            false,
+        ),
+        (
+            "announces an exabyte",
+            || Act::Endless(b"HTTP/1.1 200 OK\r\nContent-Length: 1152921504606846976\r\n\r\n".to_vec()),
+            false,
+        ),
+        (
+            "announces a negative length",
+            || Act::AnswerAndClose(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n".to_vec()),
+            false,
+        ),
+        (
+            "has no such thing as a status",
+            || Act::AnswerAndClose(b"HTTP/1.1 999999 OK\r\n\r\n".to_vec()),
+            false,
+        ),
+        ("has another mind", || answer(418, &[], "teapot"), false),
+    ]
+}
+
+#[tokio::test]
+async fn whatever_barbican_does_wrong_costs_bounded_time_and_yields_no_key() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    for (what, act, again) in wrongs() {
+        let cloud = cloud(move |request| is_payload(request).then(act));
+        let manager = manager(&files, &cloud.url(), "");
+        let begun = Instant::now();
+        let error = refusal(&*manager, &key).await;
+        assert_harmless(&error, begun);
+        assert_eq!(matches!(error, KeyError::Unreachable(_)), again, "{what}: {error}");
+        assert!(again || matches!(error, KeyError::Untrusted(_)), "{what}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn whatever_keystone_does_wrong_costs_bounded_time_and_yields_no_key() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    for (what, act, again) in wrongs() {
+        let cloud = cloud(move |request| is_login(request).then(act));
+        let manager = manager(&files, &cloud.url(), "");
+        let begun = Instant::now();
+        let error = refusal(&*manager, &key).await;
+        assert_harmless(&error, begun);
+        assert_eq!(matches!(error, KeyError::Unreachable(_)), again, "{what}: {error}");
+        assert_eq!(cloud.count("GET", ""), 0, "{what}: Barbican is not asked without a login");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_never_followed() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    for status in [301, 302, 303, 307, 308] {
+        let elsewhere = Arc::new(Hostile::start(|_| answer(200, &[], [7; 32])));
+        for at in [is_login, is_payload] {
+            let target = elsewhere.url();
+            let cloud =
+                cloud(move |request| at(request).then(|| answer(status, &[("Location", &target)], "")));
+            let error = refusal(&*manager(&files, &cloud.url(), ""), &key).await;
+            assert!(matches!(&error, KeyError::Untrusted(why) if why.contains("elsewhere")), "{error}");
+        }
+        assert_eq!(elsewhere.seen().len(), 0, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_payload_of_another_length_is_no_key() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    for len in [0, 1, 31, 33, 64, 4096, 1 << 20] {
+        let cloud = cloud(move |request| is_payload(request).then(|| answer(200, &[], vec![7; len])));
+        assert_denied(&refusal(&*manager(&files, &cloud.url(), ""), &key).await, &format!("has {len} bytes"));
+    }
+    let cloud = cloud(|request| is_payload(request).then(|| answer(200, &[], vec![7; (1 << 20) + 1])));
+    let error = refusal(&*manager(&files, &cloud.url(), ""), &key).await;
+    assert!(matches!(error, KeyError::Untrusted(_)), "{error}");
+}
+
+#[tokio::test]
+async fn another_payload_of_the_right_length_is_denied() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    let cloud = cloud(|request| is_payload(request).then(|| answer(200, &[], [7; 32])));
+    assert_denied(&refusal(&*manager(&files, &cloud.url(), ""), &key).await, "is another key than the one");
+}
+
+#[tokio::test]
+async fn a_service_that_never_likes_a_token_is_asked_twice_and_no_more() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    let cloud = cloud(|request| is_payload(request).then(|| answer(401, &[], "")));
+    let manager = manager(&files, &cloud.url(), "");
+    assert_denied(&refusal(&*manager, &key).await, "refuses a token that");
+    assert_eq!((cloud.count("POST", "/auth/tokens"), cloud.count("GET", "/payload")), (2, 2));
+}
+
+#[tokio::test]
+async fn a_login_that_is_refused_is_not_tried_again() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    for status in [401, 403] {
+        let cloud = cloud(move |request| is_login(request).then(|| answer(status, &[], "CANARY")));
+        assert_denied(&refusal(&*manager(&files, &cloud.url(), ""), &key).await, "");
+        assert_eq!(cloud.seen().len(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_ended_before_it_was_given_serves_one_call() {
+    let files = Files::new();
+    let logins = Arc::new(AtomicUsize::new(0));
+    for (issued, expires) in [
+        (json!("2026-11-21T08:00:00Z"), json!("2026-11-21T07:00:00Z")),
+        (json!("2026-11-21T08:00:00Z"), json!("soon")),
+        (Value::Null, json!("1999-01-01T00:00:00Z")),
+        (Value::Null, Value::Null),
+    ] {
+        let counted = logins.clone();
+        let cloud = cloud(move |request| {
+            is_login(request).then(|| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                token(&format!("http://{}", request.header("host").unwrap()), |token| {
+                    (token["issued_at"], token["expires_at"]) = (issued.clone(), expires.clone());
+                })
+            })
+        });
+        let manager = manager(&files, &cloud.url(), "");
+        // One to create the secret, one to register with it.
+        let key = wrap(&*manager).await.unwrap();
+        assert_eq!(logins.swap(0, Ordering::Relaxed), 2);
+        assert!(opens(&*manager, &key).await && opens(&*manager, &key).await);
+        assert_eq!(logins.swap(0, Ordering::Relaxed), 2);
+    }
+}
+
+#[tokio::test]
+async fn clocks_that_differ_by_years_do_no_harm() {
+    let files = Files::new();
+    for (issued, expires) in
+        [("1999-01-01T00:00:00Z", "1999-01-01T01:00:00Z"), ("2999-01-01T00:00:00Z", "2999-01-01T01:00:00Z")]
+    {
+        let cloud = cloud(move |request| {
+            is_login(request).then(|| {
+                token(&format!("http://{}", request.header("host").unwrap()), |token| {
+                    (token["issued_at"], token["expires_at"]) = (json!(issued), json!(expires));
+                })
+            })
+        });
+        let manager = manager(&files, &cloud.url(), "");
+        let key = wrap(&*manager).await.unwrap();
+        assert!(opens(&*manager, &key).await);
+        assert_eq!(cloud.count("POST", "/auth/tokens"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_login_answered_with_nonsense_is_not_trusted() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    let long = "x".repeat(9000);
+    let answers: Vec<(Vec<(String, String)>, String)> = vec![
+        (vec![], "{\"token\": {}}".into()),
+        (vec![("X-Subject-Token".into(), String::new())], "{\"token\": {}}".into()),
+        (vec![("X-Subject-Token".into(), long)], "{\"token\": {}}".into()),
+        (vec![("X-Subject-Token".into(), "a b".into())], "{\"token\": {}}".into()),
+        (vec![("X-Subject-Token".into(), TOKEN.into())], "CANARY".into()),
+        (vec![("X-Subject-Token".into(), TOKEN.into())], "[".repeat(100_000)),
+        (vec![("X-Subject-Token".into(), TOKEN.into())], "{\"token\": {\"catalog\": \"CANARY\"}}".into()),
+    ];
+    for (headers, body) in answers {
+        let shown = format!("{:.60}", body);
+        let cloud = cloud(move |request| {
+            let headers: Vec<_> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+            is_login(request).then(|| answer(201, &headers, &body))
+        });
+        let begun = Instant::now();
+        let error = refusal(&*manager(&files, &cloud.url(), ""), &key).await;
+        assert!(matches!(error, KeyError::Untrusted(_)), "{shown}: {error}");
+        assert_harmless(&error, begun);
+    }
+}
+
+#[tokio::test]
+async fn a_catalog_sends_keys_and_tokens_nowhere_in_the_clear() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    for url in [
+        "http://keys.example:9311",
+        "http://169.254.169.254/latest",
+        "file:///etc/passwd",
+        "https://a@b",
+        "\u{1b}[31m",
+    ] {
+        let cloud = cloud(move |request| is_login(request).then(|| token(url, |_| {})));
+        let error = refusal(&*manager(&files, &cloud.url(), ""), &key).await;
+        assert!(matches!(error, KeyError::Settings(_)), "{url}: {error}");
+        assert_eq!(cloud.seen().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_creation_that_names_another_secret_or_none_makes_no_keyslot() {
+    let files = Files::new();
+    for reference in [
+        "",
+        "http://evil.example/",
+        "http://x/v1/secrets/../../etc/passwd",
+        "http://x/v1/secrets/3547F40C-37EA-4CE5-88E0-25B9D38B0B7C",
+    ] {
+        let created = json!({ "secret_ref": reference }).to_string();
+        let cloud = cloud(move |request| {
+            (request.method == "POST" && !is_login(request)).then(|| answer(201, &[], &created))
+        });
+        let error = wrap(&*manager(&files, &cloud.url(), "")).await.unwrap_err();
+        assert!(matches!(error, KeyError::Untrusted(_)), "{reference}: {error}");
+    }
+    // Of a secret that holds another key the keyslot is made, and found out before it is stored.
+    let other = json!({ "secret_ref": format!("http://x/v1/secrets/{SECRET}") }).to_string();
+    let cloud = cloud(move |request| {
+        let creates = request.method == "POST" && !is_login(request);
+        let act = creates.then(|| answer(201, &[], &other));
+        act.or_else(|| is_payload(request).then(|| answer(200, &[], [9; 32])))
+    });
+    let error = wrap_tested(&*manager(&files, &cloud.url(), ""), &canary_dek(), CONTEXT).await.unwrap_err();
+    assert_denied(&error, "another key");
+}
+
+#[tokio::test]
+async fn consumers_that_cannot_be_registered_do_not_fail_a_wrap() {
+    let files = Files::new();
+    for act in
+        [|| answer(403, &[], ""), || answer(500, &[], ""), || Act::Never, || Act::AnswerAndClose(Vec::new())]
+    {
+        let cloud = cloud(move |request| request.path.ends_with("/consumers").then(act));
+        let manager = manager(&files, &cloud.url(), "");
+        let key = wrap_tested(&*manager, &canary_dek(), CONTEXT).await.unwrap();
+        assert!(opens(&*manager, &key).await);
+        assert_eq!(cloud.count("POST", "/consumers"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_does_not_fit_ends_it_before_a_password_is_sent() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    let (ours, foreign) = (Signer::new(), Signer::new());
+    let ca = files.write("ca.pem", &ours.pem);
+    let trusted = format!("tls = {{ ca = '{}' }}\n", ca.display());
+    for (what, certificate, more) in [
+        ("of another signer", foreign.sign("localhost", VALID), &*trusted),
+        ("of another name", ours.sign("keystone.example", VALID), &trusted),
+        ("expired", ours.sign("localhost", (-30, -1)), &trusted),
+        ("not yet valid", ours.sign("localhost", (1, 30)), &trusted),
+        ("of a signer that the system does not know", ours.sign("localhost", VALID), ""),
+    ] {
+        let keystone = Hostile::start_tls(certificate, honest());
+        let begun = Instant::now();
+        let error = refusal(&*manager(&files, &keystone.url_by_name(), more), &key).await;
+        assert!(matches!(error, KeyError::Untrusted(_)), "{what}: {error:?}");
+        assert_harmless(&error, begun);
+        assert_eq!(keystone.seen().len(), 0, "{what}");
+    }
+    let keystone = Hostile::start_tls(ours.sign("localhost", VALID), honest());
+    let barbican = cloud(|_| None);
+    let more = format!("{trusted}endpoint = '{}'\n", barbican.url());
+    let manager = manager(&files, &keystone.url_by_name(), &more);
+    assert!(health(&*manager).await.text.contains("logged in"), "the one that fits is trusted");
+
+    // A server that speaks no TLS.
+    let plain = cloud(|_| None);
+    let url = plain.url().replace("http://", "https://");
+    let error = refusal(&*super::lies::manager(&files, &url, &trusted), &key).await;
+    assert!(matches!(error, KeyError::Untrusted(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn nobody_there_is_unreachable() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    let url = cloud(|_| None).url();
+    let error = refusal(&*manager(&files, &url, ""), &key).await;
+    assert!(matches!(error, KeyError::Unreachable(_)), "{error:?}");
+}
+
+#[test]
+fn tables_that_cannot_work_are_refused_without_repeating_them() {
+    let refused = |table: &str| {
+        let table = format!("type = 'barbican'\n{table}").parse().unwrap();
+        let error = keymgmt::provider::Provider::parse("prod", table).err().unwrap().to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+        error
+    };
+    assert!(refused("").contains("missing field `auth`"));
+    assert!(refused("auth = { method = 'none' }").contains("unknown variant"));
+    let user = "method = 'password', url = 'https://k', username = 'u', project = 'p'";
+    assert!(refused(&format!("auth = {{ {user} }}")).contains("password"));
+    assert!(refused(&format!("auth = {{ {user}, password = 'hunter2' }}")).contains("never as itself"));
+    assert!(refused(&format!("auth = {{ {user}, password = 'fd:3', hunter = 1 }}")).contains("hunter"));
+    assert!(refused(&format!("auth = {{ {user}, password = 'fd:3' }}\nurl = 'https://k'")).contains("url"));
+    let plain = user.replace("https", "http");
+    assert!(refused(&format!("auth = {{ {plain}, password = 'fd:3' }}")).contains("plain http"));
+    let cloud = "auth = { method = 'cloud', cloud = 'x' }";
+    assert!(refused(&format!("{cloud}\nendpoint = 'http://keys.example'")).contains("plain http"));
+    assert!(refused(&format!("{cloud}\ninterface = 'hunter2'")).contains("interface"));
+    assert!(refused("auth = { method = 'cloud', cloud = 'x', password = 'hunter2' }").contains("password"));
+}
