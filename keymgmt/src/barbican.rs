@@ -1,11 +1,14 @@
 //! OpenStack Barbican as a key manager: secrets of 32 bytes that wrap data keys, reached with a Keystone login.
 //!
-//! Start reading at [`manager`]; below it `secrets` is Barbican's API, `keystone` the login, `clouds` the
-//! files of OpenStack's own clients, `settings` the `[provider.NAME]` table.
+//! Start reading at [`manager`]; below it `secrets` is Barbican's API, `keystone` the login and the token (`login`
+//! its body, `catalog` where it leads), `clouds` the files of OpenStack's own clients, `settings` the
+//! `[provider.NAME]` table.
 
 mod answer;
+mod catalog;
 mod clouds;
 mod keystone;
+mod login;
 mod manager;
 mod secrets;
 mod settings;

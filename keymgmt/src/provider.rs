@@ -161,11 +161,15 @@ fn read<T: DeserializeOwned>(table: toml::Table) -> Result<T, SettingsError> {
     table.try_into().map_err(|error: toml::de::Error| SettingsError(without_values(error.message())))
 }
 
-/// A message with what stands in double quotes left out: names of settings stand in backquotes, values in
-/// double ones.
+/// A message without the value that it is about: names of settings stand in backquotes, strings in double
+/// quotes, and numbers, and words where one of several was expected, in backquotes, too.
 fn without_values(message: &str) -> String {
-    match (message.find('"'), message.rfind('"')) {
-        (Some(first), Some(last)) => format!("{}…{}", &message[..first], &message[last + 1..]),
+    let of_name = ["unknown field", "missing field", "duplicate field"];
+    let names = of_name.iter().any(|kind| message.starts_with(kind));
+    let (found, expected) = message.split_at(message.rfind(", expected").unwrap_or(message.len()));
+    let quote = |c: char| c == '"' || (c == '`' && !names);
+    match (found.find(quote), found.rfind(quote)) {
+        (Some(first), Some(last)) => format!("{}…{}{expected}", &found[..first], &found[last + 1..]),
         _ => message.to_owned(),
     }
 }
@@ -235,5 +239,14 @@ mod tests {
             "invalid type: string …, expected a map"
         );
         assert_eq!(without_values(r#"string "a\"hunter2\"b", x"#), "string …, x");
+        for (message, told) in [
+            ("unknown variant `hunter2`, expected `a` or `b`", "unknown variant …, expected `a` or `b`"),
+            ("unknown variant `a`, expected b`, expected `c`", "unknown variant …, expected `c`"),
+            ("invalid type: integer `1234`, expected a string", "invalid type: integer …, expected a string"),
+            ("unknown field `pin`, expected `a` or `b`", "unknown field `pin`, expected `a` or `b`"),
+            ("missing field `type`", "missing field `type`"),
+        ] {
+            assert_eq!(without_values(message), told);
+        }
     }
 }

@@ -123,8 +123,7 @@ fn read_file(path: &Path, cloud: &str) -> Result<BTreeMap<String, Zeroizing<Stri
     const WHAT: &str = "cloud file";
     let failed = |why: String| KeyError::Settings(format!("{}: {why}", path.display()));
     let (file, metadata) = private_file::open_regular(WHAT, path)?;
-    let own = rustix::process::geteuid().as_raw();
-    if metadata.uid() != 0 && metadata.uid() != own {
+    if !may_own(metadata.uid(), rustix::process::geteuid().as_raw()) {
         return Err(KeyError::Secret(format!("{WHAT} {} belongs neither to root nor to us", path.display())));
     }
     private_file::closed_to(0o022, WHAT, path, &metadata)?;
@@ -140,6 +139,11 @@ fn read_file(path: &Path, cloud: &str) -> Result<BTreeMap<String, Zeroizing<Stri
         private_file::closed_to(0o077, WHAT, path, &metadata)?;
     }
     Ok(values)
+}
+
+/// Whether a file of that user may tell us where to send a password.
+fn may_own(owner: u32, own: u32) -> bool {
+    owner == 0 || owner == own
 }
 
 /// One open mapping or sequence.
@@ -225,6 +229,8 @@ fn is_null(value: &str, style: ScalarStyle) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -320,6 +326,21 @@ prod: {auth: {username: not here}}
         write(&clouds, "clouds: {prod: {auth: {auth_url: u}}}", 0o666);
         let told = places(dir.path()).read(Some("prod")).err().unwrap().to_string();
         assert!(told.contains("clouds.yaml is open to others (mode 0666)"), "who can write it redirects us");
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_not_ours_to_follow() {
+        assert!(may_own(0, 1000) && may_own(1000, 1000) && may_own(0, 0));
+        assert!(!may_own(1000, 0) && !may_own(1000, 1001));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_fail(text in "([a-z:{}\\[\\],&*!|>'\"#?%@ \t\r\n~-]|clouds: |prod: |\\PC){0,80}") {
+            if let Err(told) = values_of(&text, "prod") {
+                prop_assert!(told.len() < 100, "{told}");
+            }
+        }
     }
 
     #[test]

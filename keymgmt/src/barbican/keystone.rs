@@ -9,16 +9,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use ureq::http::Method;
 use zeroize::Zeroizing;
 
 use crate::address::Address;
 use crate::http::{Answer, Ask, Http};
 use crate::manager::KeyError;
-use crate::secret::SecretBytes;
 
-use super::answer::{json, printable, refusal};
+use super::answer::{json, refusal};
+use super::catalog::{Interface, Service, endpoint};
+use super::login::{Credential, is_id};
 
 /// Longest token; those of Keystone have 180 to 260 characters, with PKI some thousand.
 const TOKEN_BYTES_MAX: usize = 8192;
@@ -26,54 +27,6 @@ const TOKEN_BYTES_MAX: usize = 8192;
 const TOKEN_MARGIN_MAX: Duration = Duration::from_secs(30);
 /// No token is used for longer without a new login, whatever it says.
 const TOKEN_USE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Longest id of a user or an application credential: a uuid without dashes, or a SHA-256 of LDAP users.
-const ID_BYTES_MAX: usize = 64;
-
-/// A user or a project.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[serde(untagged)]
-pub(crate) enum Named {
-    /// By its id.
-    Id { id: String },
-    /// By its name in a domain.
-    Name { name: String, domain: Domain },
-}
-
-/// What users and projects belong to.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Domain {
-    Id(String),
-    Name(String),
-}
-
-/// Who logs in.
-pub(crate) enum Credential {
-    /// A user, for one project.
-    Password { user: Named, project: Named, password: SecretBytes },
-    /// An application credential, which belongs to one project already.
-    Application { id: String, secret: SecretBytes },
-}
-
-/// Which of a service's endpoints is taken.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Interface {
-    #[default]
-    Public,
-    Internal,
-    Admin,
-}
-
-impl Interface {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Public => "public",
-            Self::Internal => "internal",
-            Self::Admin => "admin",
-        }
-    }
-}
 
 /// Where to log in, as whom, and which endpoint to take.
 pub(crate) struct Login {
@@ -278,56 +231,6 @@ impl Session {
     }
 }
 
-impl Credential {
-    /// The body of a login, in memory that is wiped.
-    fn request(&self) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-        let (secret, body) = match self {
-            Self::Password { user, project, password } => {
-                let secret = text(password)?;
-                let password = Some(ByPassword { user: WithPassword { user, password: secret } });
-                let identity = Identity { methods: ["password"], password, application_credential: None };
-                (secret, Auth { identity, scope: Some(Scope { project }) })
-            }
-            Self::Application { id, secret } => {
-                let secret = text(secret)?;
-                let application_credential = Some(ByApplication { id, secret });
-                let methods = ["application_credential"];
-                (
-                    secret,
-                    Auth {
-                        identity: Identity { methods, password: None, application_credential },
-                        scope: None,
-                    },
-                )
-            }
-        };
-        // Room for the secret with every character escaped: a buffer that grows leaves copies behind.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(6 * secret.len() + 4096));
-        serde_json::to_writer(&mut *bytes, &Request { auth: body })
-            .map_err(|_| KeyError::Settings("the login cannot be written as JSON".into()))?;
-        Ok(bytes)
-    }
-
-    fn told(&self) -> String {
-        match self {
-            Self::Password { user: Named::Id { id } | Named::Name { name: id, .. }, .. } => {
-                format!("user {id}")
-            }
-            Self::Application { id, .. } => format!("application credential {id}"),
-        }
-    }
-}
-
-/// Whether that can be an id of Keystone's. It becomes part of a path.
-pub(crate) fn is_id(id: &str) -> bool {
-    (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
-}
-
-fn text(secret: &SecretBytes) -> Result<&str, KeyError> {
-    std::str::from_utf8(secret.expose())
-        .map_err(|_| KeyError::Settings("Keystone takes a password or secret that is UTF-8 text only".into()))
-}
-
 /// A time as OpenStack writes it, UTC with or without a Z.
 pub(crate) fn time(text: &str) -> Option<SystemTime> {
     // The parser cuts the text at byte positions.
@@ -341,82 +244,6 @@ fn lifetime(issued: Option<&str>, expires: Option<&str>, now: SystemTime) -> Dur
     let issued = issued.and_then(time).unwrap_or(now);
     let life = expires.duration_since(issued).unwrap_or_default().min(TOKEN_USE_MAX);
     life - (life / 10).min(TOKEN_MARGIN_MAX)
-}
-
-/// The key manager's endpoint in a catalog.
-fn endpoint(catalog: &[Service], region: Option<&str>, interface: Interface) -> Result<Address, KeyError> {
-    let all = catalog.iter().filter(|service| service.kind == "key-manager").flat_map(|it| &it.endpoints);
-    let of_interface: Vec<_> = all.filter(|endpoint| endpoint.interface == interface.name()).collect();
-    let regions = || {
-        let mut regions: Vec<_> = of_interface.iter().filter_map(|endpoint| endpoint.region()).collect();
-        regions.sort_unstable();
-        regions.dedup();
-        // Enough to choose from, whatever the catalog holds.
-        regions.iter().take(8).map(|region| printable(region)).collect::<Vec<_>>().join(", ")
-    };
-    let mut fitting =
-        of_interface.iter().filter(|it| region.is_none_or(|region| it.region() == Some(region)));
-    let Some(first) = fitting.next() else {
-        let place = region.map_or(String::new(), |region| format!(" in region {region}"));
-        return Err(KeyError::Settings(format!(
-            "the catalog has no key-manager with a {} endpoint{place}; regions that have one: {}",
-            interface.name(),
-            if of_interface.is_empty() { "none".to_owned() } else { regions() }
-        )));
-    };
-    if fitting.any(|other| other.url != first.url) {
-        return Err(KeyError::Settings(format!(
-            "the catalog has several key-managers; set region to one of: {}",
-            regions()
-        )));
-    }
-    Address::parse(&first.url).map_err(|why| {
-        KeyError::Settings(format!("the catalog's address of the key-manager: {why}; endpoint sets another"))
-    })
-}
-
-#[derive(Serialize)]
-struct Request<'a> {
-    auth: Auth<'a>,
-}
-
-#[derive(Serialize)]
-struct Auth<'a> {
-    identity: Identity<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scope: Option<Scope<'a>>,
-}
-
-#[derive(Serialize)]
-struct Identity<'a> {
-    methods: [&'static str; 1],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    password: Option<ByPassword<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    application_credential: Option<ByApplication<'a>>,
-}
-
-#[derive(Serialize)]
-struct ByPassword<'a> {
-    user: WithPassword<'a>,
-}
-
-#[derive(Serialize)]
-struct WithPassword<'a> {
-    #[serde(flatten)]
-    user: &'a Named,
-    password: &'a str,
-}
-
-#[derive(Serialize)]
-struct ByApplication<'a> {
-    id: &'a str,
-    secret: &'a str,
-}
-
-#[derive(Serialize)]
-struct Scope<'a> {
-    project: &'a Named,
 }
 
 #[derive(Deserialize)]
@@ -439,65 +266,9 @@ struct UserFields {
     password_expires_at: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Service {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default)]
-    endpoints: Vec<Endpoint>,
-}
-
-#[derive(Deserialize)]
-struct Endpoint {
-    interface: String,
-    url: String,
-    region: Option<String>,
-    region_id: Option<String>,
-}
-
-impl Endpoint {
-    fn region(&self) -> Option<&str> {
-        self.region_id.as_deref().or(self.region.as_deref())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn secret(text: &str) -> SecretBytes {
-        SecretBytes::take(&mut text.as_bytes().to_vec()).unwrap()
-    }
-
-    fn catalog(endpoints: &str) -> Vec<Service> {
-        serde_json::from_str(&format!(r#"[{{"type": "key-manager", "endpoints": [{endpoints}]}}]"#)).unwrap()
-    }
-
-    #[test]
-    fn logins_are_what_the_identity_api_asks_for() {
-        let name = |name: &str| Named::Name { name: name.into(), domain: Domain::Name("Default".into()) };
-        let password =
-            Credential::Password { user: name("owner"), project: name("tenant"), password: secret("p\"w") };
-        assert_eq!(
-            std::str::from_utf8(&password.request().unwrap()).unwrap(),
-            r#"{"auth":{"identity":{"methods":["password"],"password":{"user":{"name":"owner","domain":{"name":"Default"},"password":"p\"w"}}},"scope":{"project":{"name":"tenant","domain":{"name":"Default"}}}}}"#
-        );
-        let application = Credential::Application { id: "ab".into(), secret: secret("s") };
-        assert_eq!(
-            std::str::from_utf8(&application.request().unwrap()).unwrap(),
-            r#"{"auth":{"identity":{"methods":["application_credential"],"application_credential":{"id":"ab","secret":"s"}}}}"#
-        );
-        let binary = SecretBytes::take(&mut [0xff, 0xfe]).unwrap();
-        let binary = Credential::Application { id: "ab".into(), secret: binary };
-        assert!(matches!(binary.request(), Err(KeyError::Settings(_))));
-    }
-
-    #[test]
-    fn a_login_of_only_escapes_does_not_outgrow_its_buffer() {
-        let password = secret(&"\u{1}".repeat(8000));
-        let request = Credential::Application { id: "ab".into(), secret: password }.request().unwrap();
-        assert!(request.len() > 6 * 8000 && request.capacity() == 6 * 8000 + 4096);
-    }
 
     #[test]
     fn a_lifetime_is_counted_on_one_clock() {
@@ -514,33 +285,5 @@ mod tests {
             assert_eq!(lifetime(issued, expires, now), Duration::ZERO, "{expires:?}");
         }
         assert!(lifetime(issued, Some("9999-12-31T23:59:59Z"), now) <= TOKEN_USE_MAX);
-    }
-
-    #[test]
-    fn the_endpoint_is_the_one_of_region_and_interface_or_none() {
-        let two = catalog(
-            r#"{"interface": "public", "url": "https://one/", "region_id": "R1", "region": "R1"},
-               {"interface": "internal", "url": "https://inner", "region_id": "R1"},
-               {"interface": "public", "url": "https://two", "region": "R2"}"#,
-        );
-        let of = |region, interface| endpoint(&two, region, interface).map(|it| it.to_string());
-        assert_eq!(of(Some("R1"), Interface::Public).unwrap(), "https://one");
-        assert_eq!(of(Some("R2"), Interface::Public).unwrap(), "https://two");
-        assert_eq!(of(None, Interface::Internal).unwrap(), "https://inner");
-        let told = of(None, Interface::Public).unwrap_err().to_string();
-        assert!(told.ends_with("set region to one of: R1, R2"), "{told}");
-        let told = of(Some("R3"), Interface::Public).unwrap_err().to_string();
-        assert!(told.contains("no key-manager with a public endpoint in region R3"), "{told}");
-        let told = endpoint(&[], None, Interface::Admin).err().unwrap().to_string();
-        assert!(told.ends_with("none"), "{told}");
-    }
-
-    #[test]
-    fn an_address_from_the_catalog_is_judged_like_any_other() {
-        for url in ["http://keys.example", "file:///etc/passwd", "https://user@keys.example"] {
-            let catalog = catalog(&format!(r#"{{"interface": "public", "url": "{url}"}}"#));
-            let error = endpoint(&catalog, None, Interface::Public).unwrap_err();
-            assert!(matches!(error, KeyError::Settings(_)), "{error}");
-        }
     }
 }

@@ -11,8 +11,10 @@ use crate::registry::{Opened, Opening};
 use crate::secret::SecretBytes;
 use crate::source::{Purpose, SecretSource};
 
+use super::catalog::Interface;
 use super::clouds::{Cloud, Places};
-use super::keystone::{Credential, Domain, Interface, Login, Named, Session, is_id};
+use super::keystone::{Login, Session};
+use super::login::{Credential, Domain, Named, is_id};
 use super::manager::Barbican;
 use super::secrets::{SecretId, Secrets};
 

@@ -200,6 +200,11 @@ fn read_request(stream: &mut dyn Stream) -> Option<Request> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
+        // The first byte of a TLS handshake, sent to a server that has none: told as web servers do.
+        if bytes.first() == Some(&0x16) {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+            return None;
+        }
         if let Some(end) = bytes.windows(4).position(|run| run == b"\r\n\r\n") {
             let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
             let mut lines = head.split("\r\n");

@@ -9,8 +9,8 @@
 #[cfg(feature = "barbican")]
 mod barbican;
 mod built_in;
-#[cfg(feature = "tls")]
+#[cfg(feature = "barbican")]
 mod hostile;
-#[cfg(feature = "tls")]
+#[cfg(feature = "barbican")]
 mod services;
 mod suite;

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use keymgmt::manager::{KeyError, KeyManager, WrappedKey};
+use keymgmt::provider::Provider;
+use keymgmt::registry::{Opening, Registry};
+use keymgmt::source::{NoPrompt, Purpose, SecretReader};
 use keymgmt::verify::wrap_tested;
 use serde_json::{Value, json};
 
@@ -178,6 +181,40 @@ async fn whatever_keystone_does_wrong_costs_bounded_time_and_yields_no_key() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_slow_but_in_time_is_taken() {
+    let files = Files::new();
+    let honest = honest();
+    let cloud = Hostile::start(move |request| match honest(request) {
+        Act::Answer(bytes) if is_payload(request) => Act::Trickle(bytes, Duration::from_millis(2)),
+        act => act,
+    });
+    let manager = manager(&files, &cloud.url(), "");
+    let key = wrap(&*manager).await.unwrap();
+    assert!(opens(&*manager, &key).await);
+}
+
+#[tokio::test]
+async fn only_what_time_can_help_is_tried_again() {
+    let files = Files::new();
+    let key = keyslot(&files).await;
+    for (status, tried_again) in [(503, true), (404, false), (403, false), (418, false)] {
+        let cloud = cloud(move |request| is_payload(request).then(|| answer(status, &[], "")));
+        let auth = files.password(&cloud.url(), "owner", "tenant", CANARY_PASSWORD);
+        let table = format!("type = 'barbican'\ntimeout = '1s'\nretry_for = '1s'\n{auth}");
+        let provider = Provider::parse("prod", table.parse().unwrap()).unwrap();
+        let registry = Registry::built_in().with_providers(vec![provider]);
+        let spec = registry.parse(&format!("kms:prod/{SECRET}")).unwrap();
+        let mut prompter = NoPrompt;
+        let mut reader = SecretReader::with_credentials(&mut prompter, None);
+        let manager = registry.open(&spec, &mut Opening::new(&mut reader, Purpose::Unlock)).unwrap();
+        let error = refusal(&*manager, &key).await;
+        assert_eq!(matches!(error, KeyError::Unreachable(_)), tried_again, "{status}: {error}");
+        assert_eq!(cloud.count("GET", "/payload") > 1, tried_again, "{status}");
+        assert_eq!(cloud.count("POST", "/auth/tokens"), 1, "one login for all tries");
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_is_never_followed() {
     let files = Files::new();
     let key = keyslot(&files).await;
@@ -198,7 +235,7 @@ async fn a_redirect_is_never_followed() {
 async fn a_payload_of_another_length_is_no_key() {
     let files = Files::new();
     let key = keyslot(&files).await;
-    for len in [0, 1, 31, 33, 64, 4096, 1 << 20] {
+    for len in [0, 1, 31, 33, 64, 4096, 1 << 19] {
         let cloud = cloud(move |request| is_payload(request).then(|| answer(200, &[], vec![7; len])));
         assert_denied(&refusal(&*manager(&files, &cloud.url(), ""), &key).await, &format!("has {len} bytes"));
     }
@@ -417,7 +454,7 @@ async fn nobody_there_is_unreachable() {
 fn tables_that_cannot_work_are_refused_without_repeating_them() {
     let refused = |table: &str| {
         let table = format!("type = 'barbican'\n{table}").parse().unwrap();
-        let error = keymgmt::provider::Provider::parse("prod", table).err().unwrap().to_string();
+        let error = Provider::parse("prod", table).err().unwrap().to_string();
         assert!(!error.contains("hunter2"), "{error}");
         error
     };
@@ -432,6 +469,6 @@ fn tables_that_cannot_work_are_refused_without_repeating_them() {
     assert!(refused(&format!("auth = {{ {plain}, password = 'fd:3' }}")).contains("plain http"));
     let cloud = "auth = { method = 'cloud', cloud = 'x' }";
     assert!(refused(&format!("{cloud}\nendpoint = 'http://keys.example'")).contains("plain http"));
-    assert!(refused(&format!("{cloud}\ninterface = 'hunter2'")).contains("interface"));
+    assert!(refused(&format!("{cloud}\ninterface = 'hunter2'")).contains("expected one of `public`"));
     assert!(refused("auth = { method = 'cloud', cloud = 'x', password = 'hunter2' }").contains("password"));
 }
