@@ -359,7 +359,7 @@ prod: {auth: {username: not here}}
     fn places_are_looked_at_in_the_order_of_openstacksdk() {
         let variables = |name: &str| match name {
             "OS_CLIENT_CONFIG_FILE" => Some("/named".into()),
-            "HOME" => Some("/home/u".into()),
+            "HOME" => Some("/var/lib/u".into()),
             "OS_CLOUD" => Some("prod".into()),
             _ => None,
         };
@@ -369,7 +369,7 @@ prod: {auth: {username: not here}}
         let expected = [
             "/named",
             "./clouds.yaml",
-            "/home/u/.config/openstack/clouds.yaml",
+            "/var/lib/u/.config/openstack/clouds.yaml",
             "/etc/openstack/clouds.yaml",
         ];
         assert_eq!(yaml, expected.map(Path::new).iter().collect::<Vec<_>>());
