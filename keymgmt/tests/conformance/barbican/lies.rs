@@ -407,6 +407,73 @@ async fn consumers_that_cannot_be_registered_do_not_fail_a_wrap() {
     }
 }
 
+/// An honest cloud in which the labels of the one secret are those.
+fn labelled(labels: &'static str) -> Hostile {
+    cloud(move |request| {
+        (request.method == "GET" && request.path.ends_with(SECRET)).then(|| answer(200, &[], labels))
+    })
+}
+
+/// Named as in `kms:PROVIDER/UUID`, after the secret was made.
+async fn named(files: &Files, cloud: &Hostile) -> Box<dyn KeyManager> {
+    wrap(&*manager(files, &cloud.url(), "")).await.unwrap();
+    let auth = files.password(&cloud.url(), "owner", "tenant", CANARY_PASSWORD);
+    open(&auth, Some(SECRET)).unwrap()
+}
+
+#[tokio::test]
+async fn labels_of_a_named_secret_that_make_no_sense_make_no_keyslot() {
+    let files = Files::new();
+    for labels in
+        ["", "[]", "CANARY", r#"{"expiration": "CANARY"}"#, r#"{"expiration": -1}"#, r#"{"consumers": 1}"#]
+    {
+        let cloud = labelled(labels);
+        let begun = Instant::now();
+        let error = wrap(&*named(&files, &cloud).await).await.unwrap_err();
+        assert!(matches!(error, KeyError::Untrusted(_)), "{labels}: {error}");
+        assert!(begun.elapsed() < PATIENCE);
+    }
+    // What else they say changes nothing.
+    let cloud = labelled(
+        r#"{"name": "x", "status": "ERROR", "bit_length": -7, "content_types": {"default": "a/b"}}"#,
+    );
+    let manager = named(&files, &cloud).await;
+    let key = wrap(&*manager).await.unwrap();
+    assert!(opens(&*manager, &key).await);
+}
+
+#[tokio::test]
+async fn an_older_barbican_that_knows_no_consumers_is_asked_without_them() {
+    let files = Files::new();
+    let cloud = cloud(|request| {
+        let labels = request.method == "GET" && request.path.ends_with(SECRET);
+        let status = if request.header("openstack-api-version").is_some() { 406 } else { 200 };
+        labels.then(|| answer(status, &[], "{}"))
+    });
+    let manager = named(&files, &cloud).await;
+    let key = wrap(&*manager).await.unwrap();
+    assert!(opens(&*manager, &key).await);
+    assert_eq!(cloud.count("GET", SECRET), 2);
+}
+
+#[tokio::test]
+async fn a_password_that_ends_is_told() {
+    let files = Files::new();
+    for (ends, told) in
+        [(json!("2999-01-01T00:00:00.000000"), true), (json!(null), false), (json!("CANARY"), false)]
+    {
+        let cloud = cloud(move |request| {
+            is_login(request).then(|| {
+                token(&format!("http://{}", request.header("host").unwrap()), |token| {
+                    token["user"]["password_expires_at"] = ends.clone();
+                })
+            })
+        });
+        let health = health(&*manager(&files, &cloud.url(), "")).await;
+        assert_eq!(health.credential_expires.is_some(), told);
+    }
+}
+
 #[tokio::test]
 async fn a_certificate_that_does_not_fit_ends_it_before_a_password_is_sent() {
     let files = Files::new();
