@@ -1,5 +1,7 @@
-//! OpenStack Barbican: the contract against the real service (`real`), and services that lie or fail (`lies`).
+//! OpenStack Barbican: the contract against the real service (`real`), and services that lie or
+//! fail (`lies`, on the cloud of `fake`).
 
+mod fake;
 mod lies;
 mod real;
 

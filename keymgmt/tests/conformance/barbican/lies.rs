@@ -1,97 +1,23 @@
 //! Services that lie, fail or hang in place of Keystone and Barbican, and certificates that do not fit.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use keymgmt::manager::{KeyError, KeyManager, WrappedKey};
+use keymgmt::manager::KeyError;
 use keymgmt::provider::Provider;
 use keymgmt::registry::{Opening, Registry};
 use keymgmt::source::{NoPrompt, Purpose, SecretReader};
 use keymgmt::verify::wrap_tested;
 use serde_json::{Value, json};
 
-use super::{CANARY_PASSWORD, Files, assert_denied, health, open, opens, refusal, wrap};
-use crate::hostile::{Act, Hostile, Request, Signer, VALID, answer};
+use super::fake::{
+    PATIENCE, SECRET, TOKEN, assert_harmless, cloud, honest, is_login, is_payload, keyslot, labelled,
+    manager, named, token,
+};
+use super::{CANARY_PASSWORD, Files, assert_denied, health, opens, refusal, wrap};
+use crate::hostile::{Act, Hostile, Signer, VALID, answer};
 use crate::suite::{CONTEXT, canary_dek};
-
-/// One attempt of these tests, and what it may take at most on a machine that is busy.
-const TIMEOUT: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_secs(10);
-const SECRET: &str = "3547f40c-37ea-4ce5-88e0-25b9d38b0b7c";
-const TOKEN: &str = "CANARY-TOKEN";
-
-/// A cloud of one server that answers as the real ones do, but for what `lie` takes over.
-fn cloud(lie: impl Fn(&Request) -> Option<Act> + Send + Sync + 'static) -> Hostile {
-    let honest = honest();
-    Hostile::start(move |request| lie(request).unwrap_or_else(|| honest(request)))
-}
-
-/// Keystone and Barbican with room for one secret.
-fn honest() -> impl Fn(&Request) -> Act + Send + Sync + 'static {
-    let payload = Mutex::new(Vec::new());
-    move |request| {
-        let host = request.header("host").unwrap();
-        match (request.method.as_str(), request.path.as_str()) {
-            ("POST", "/v3/auth/tokens") => token(&format!("http://{host}"), |_| {}),
-            _ if request.header("x-auth-token") != Some(TOKEN) => answer(401, &[], ""),
-            ("POST", "/v1/secrets") => {
-                let body: Value = serde_json::from_slice(&request.body).unwrap();
-                *payload.lock().unwrap() = BASE64_STANDARD.decode(body["payload"].as_str().unwrap()).unwrap();
-                answer(
-                    201,
-                    &[],
-                    json!({ "secret_ref": format!("http://{host}/v1/secrets/{SECRET}") }).to_string(),
-                )
-            }
-            ("GET", path) if path.ends_with("/payload") => answer(200, &[], &*payload.lock().unwrap()),
-            ("GET", "/v1/secrets?limit=1") => answer(200, &[], "{}"),
-            _ => answer(404, &[], ""),
-        }
-    }
-}
-
-/// What Keystone answers to a login, changed by `lie`.
-fn token(barbican: &str, lie: impl Fn(&mut Value)) -> Act {
-    let mut body = json!({ "token": {
-        "issued_at": "2026-11-21T07:00:00.000000Z", "expires_at": "2026-11-21T08:00:00.000000Z",
-        "user": { "id": "ab", "password_expires_at": null },
-        "catalog": [{ "type": "key-manager", "endpoints": [
-            { "interface": "public", "region_id": "R1", "url": barbican }] }] } });
-    lie(&mut body["token"]);
-    answer(201, &[("X-Subject-Token", TOKEN)], body.to_string())
-}
-
-fn is_login(request: &Request) -> bool {
-    request.path == "/v3/auth/tokens"
-}
-
-fn is_payload(request: &Request) -> bool {
-    request.path.ends_with("/payload")
-}
-
-fn manager(files: &Files, keystone: &str, more: &str) -> Box<dyn KeyManager> {
-    let auth = files.password(keystone, "owner", "tenant", CANARY_PASSWORD);
-    open(&format!("{auth}timeout = '{}s'\n{more}", TIMEOUT.as_secs()), None).unwrap()
-}
-
-/// A keyslot of an honest cloud.
-async fn keyslot(files: &Files) -> WrappedKey {
-    let cloud = cloud(|_| None);
-    let manager = manager(files, &cloud.url(), "");
-    let key = wrap_tested(&*manager, &canary_dek(), CONTEXT).await.unwrap();
-    assert_eq!(key.kek_uri, format!("barbican:{SECRET}"));
-    key
-}
-
-/// What went wrong holds nothing secret, and came in time.
-fn assert_harmless(error: &KeyError, begun: Instant) {
-    let told = format!("{error} {error:?}");
-    assert!(!told.contains("CANARY") && told.len() < 2000 && !told.contains('\u{1b}'), "{told}");
-    assert!(begun.elapsed() < PATIENCE, "{:?}: {told}", begun.elapsed());
-}
 
 /// What an HTTP server does wrong, how, and whether another try may help.
 type Wrong = (&'static str, fn() -> Act, bool);
@@ -407,20 +333,6 @@ async fn consumers_that_cannot_be_registered_do_not_fail_a_wrap() {
     }
 }
 
-/// An honest cloud in which the labels of the one secret are those.
-fn labelled(labels: &'static str) -> Hostile {
-    cloud(move |request| {
-        (request.method == "GET" && request.path.ends_with(SECRET)).then(|| answer(200, &[], labels))
-    })
-}
-
-/// Named as in `kms:PROVIDER/UUID`, after the secret was made.
-async fn named(files: &Files, cloud: &Hostile) -> Box<dyn KeyManager> {
-    wrap(&*manager(files, &cloud.url(), "")).await.unwrap();
-    let auth = files.password(&cloud.url(), "owner", "tenant", CANARY_PASSWORD);
-    open(&auth, Some(SECRET)).unwrap()
-}
-
 #[tokio::test]
 async fn labels_of_a_named_secret_that_make_no_sense_make_no_keyslot() {
     let files = Files::new();
@@ -504,7 +416,7 @@ async fn a_certificate_that_does_not_fit_ends_it_before_a_password_is_sent() {
     // A server that speaks no TLS.
     let plain = cloud(|_| None);
     let url = plain.url().replace("http://", "https://");
-    let error = refusal(&*super::lies::manager(&files, &url, &trusted), &key).await;
+    let error = refusal(&*super::fake::manager(&files, &url, &trusted), &key).await;
     assert!(matches!(error, KeyError::Untrusted(_)), "{error:?}");
 }
 
