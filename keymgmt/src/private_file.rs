@@ -1,6 +1,6 @@
 //! Opening files that hold secrets: regular files that only their owner can read.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
@@ -30,6 +30,16 @@ fn forbidden_rights(path: &Path, credentials: Option<&Path>) -> u32 {
 }
 
 fn open_beside(what: &str, path: &Path, credentials: Option<&Path>) -> Result<(File, u64), KeyError> {
+    let (file, metadata) = open_regular(what, path)?;
+    closed_to(forbidden_rights(path, credentials), what, path, &metadata)?;
+    Ok((file, metadata.len()))
+}
+
+/// Opens a regular file, whoever may read it, and tells what it is.
+///
+/// # Errors
+/// [`KeyError::Secret`] when it cannot be opened or is not a regular file.
+pub(crate) fn open_regular(what: &str, path: &Path) -> Result<(File, Metadata), KeyError> {
     let shown = path.display();
     let file = OpenOptions::new()
         .read(true)
@@ -46,13 +56,22 @@ fn open_beside(what: &str, path: &Path, credentials: Option<&Path>) -> Result<(F
     if !metadata.is_file() {
         return Err(KeyError::Secret(format!("{what} {shown} is not a regular file")));
     }
+    Ok((file, metadata))
+}
+
+/// Refuses a file of which anybody has one of these rights, e.g. `0o077`.
+///
+/// # Errors
+/// [`KeyError::Secret`], with the remedy.
+pub(crate) fn closed_to(rights: u32, what: &str, path: &Path, metadata: &Metadata) -> Result<(), KeyError> {
     let mode = metadata.mode() & 0o7777;
-    if mode & forbidden_rights(path, credentials) != 0 {
-        return Err(KeyError::Secret(format!(
-            "{what} {shown} is open to others (mode {mode:04o}); next: chmod 600 {shown}"
-        )));
+    if mode & rights == 0 {
+        return Ok(());
     }
-    Ok((file, metadata.len()))
+    let shown = path.display();
+    Err(KeyError::Secret(format!(
+        "{what} {shown} is open to others (mode {mode:04o}); next: chmod 600 {shown}"
+    )))
 }
 
 #[cfg(test)]

@@ -40,6 +40,8 @@ pub struct ProviderKind {
 
 /// Every kind in this build, in the order in which they are told to people.
 pub const KINDS: &[ProviderKind] = &[
+    #[cfg(feature = "barbican")]
+    crate::barbican::KIND,
     #[cfg(feature = "vault")]
     ProviderKind {
         name: "vault-transit",
@@ -184,27 +186,15 @@ fn read<T: DeserializeOwned>(table: toml::Table) -> Result<T, SettingsError> {
     table.try_into().map_err(|error: toml::de::Error| SettingsError(without_values(error.message())))
 }
 
-/// A message with the values in it left out. Serde writes text in double quotes and names of settings in
-/// backquotes, but also numbers, truth values and the words of an enumeration in backquotes.
+/// A message without the value that it is about: names of settings stand in backquotes, strings in double
+/// quotes, and numbers, and words where one of several was expected, in backquotes, too.
 fn without_values(message: &str) -> String {
-    let starts = ["unknown variant `", "invalid type: ", "invalid value: "];
-    let kinds = ["integer `", "boolean `", "floating point `", "character `"];
-    for start in starts {
-        let Some(rest) = message.strip_prefix(start) else { continue };
-        let kind = kinds.iter().find(|kind| rest.starts_with(**kind));
-        if !start.ends_with('`') && kind.is_none() {
-            continue;
-        }
-        // What is expected stands behind the value, and holds nothing of it.
-        let expected = rest.rfind(", expected ").map_or("", |at| &rest[at..]);
-        return format!(
-            "{}{}{expected}",
-            start.trim_end_matches('`'),
-            kind.map_or("…", |k| k.trim_end_matches(" `"))
-        );
-    }
-    match (message.find('"'), message.rfind('"')) {
-        (Some(first), Some(last)) => format!("{}…{}", &message[..first], &message[last + 1..]),
+    let of_name = ["unknown field", "missing field", "duplicate field"];
+    let names = of_name.iter().any(|kind| message.starts_with(kind));
+    let (found, expected) = message.split_at(message.rfind(", expected").unwrap_or(message.len()));
+    let quote = |c: char| c == '"' || (c == '`' && !names);
+    match (found.find(quote), found.rfind(quote)) {
+        (Some(first), Some(last)) => format!("{}…{}{expected}", &found[..first], &found[last + 1..]),
         _ => message.to_owned(),
     }
 }
@@ -289,17 +279,14 @@ mod tests {
             "invalid type: string …, expected a map"
         );
         assert_eq!(without_values(r#"string "a\"hunter2\"b", x"#), "string …, x");
-        assert_eq!(
-            without_values("unknown variant `hunter2`, expected `a` or `b`"),
-            "unknown variant …, expected `a` or `b`"
-        );
-        assert_eq!(
-            without_values("invalid type: integer `4711`, expected a string"),
-            "invalid type: integer, expected a string"
-        );
-        assert_eq!(
-            without_values("unknown field `b`, expected `a` or `c`"),
-            "unknown field `b`, expected `a` or `c`"
-        );
+        for (message, told) in [
+            ("unknown variant `hunter2`, expected `a` or `b`", "unknown variant …, expected `a` or `b`"),
+            ("unknown variant `a`, expected b`, expected `c`", "unknown variant …, expected `c`"),
+            ("invalid type: integer `1234`, expected a string", "invalid type: integer …, expected a string"),
+            ("unknown field `pin`, expected `a` or `b`", "unknown field `pin`, expected `a` or `b`"),
+            ("missing field `type`", "missing field `type`"),
+        ] {
+            assert_eq!(without_values(message), told);
+        }
     }
 }

@@ -6,11 +6,15 @@
 #![expect(clippy::unwrap_used, reason = "the functions that set a test up panic as its own lines do")]
 #![expect(clippy::print_stdout, reason = "the last check that was begun is shown when a test fails")]
 
+#[cfg(feature = "barbican")]
+mod barbican;
 mod built_in;
 mod exec;
+#[cfg(feature = "barbican")]
+mod hostile;
 #[cfg(feature = "vault")]
 mod scripted_vault;
-#[cfg(feature = "vault")]
+#[cfg(any(feature = "barbican", feature = "vault"))]
 mod services;
 mod suite;
 #[cfg(feature = "vault")]
