@@ -35,6 +35,7 @@ mod rotate_all;
 mod serve;
 mod settings;
 mod size;
+mod suspend;
 mod terminal;
 mod trail;
 mod usage;
@@ -134,6 +135,8 @@ async fn run(command: Command, config: Option<&Path>, context: &Context) -> Resu
         }
         Command::Check(options) => check::run(&options, context).await,
         Command::Key(command) => Box::pin(key(command, context)).await,
+        Command::Suspend(options) => suspend::suspend(&options, context).await,
+        Command::Resume(options) => Box::pin(suspend::resume(&options, context)).await,
         Command::Rotate(options) => Box::pin(rotate::run(&options, context)).await,
         Command::Revoke(options) => Box::pin(revoke::run(&options, context)).await,
         Command::Erase(options) => Box::pin(erase::run(&options, context)).await,

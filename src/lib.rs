@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | 6 | [`cli`] | verbs, options, exit codes |
 //! | 5 | [`server`] | listening, accepting, bounds, draining |
+//! | 5 | [`control`] | a served volume's control socket: new headers, suspending and resuming |
 //! | 4 | [`nbd`] | one NBD connection; knows neither keys, ciphers nor stores |
 //! | 3 | [`volume`] | the encrypted disk: log, index, checkpoints, recovery; implements [`export::Export`] |
 //! | 2 | [`format`](mod@format) | bytes on the store: encode beside decode, no I/O |
@@ -20,6 +21,7 @@
 //! | 1 | [`store`] | [`store::SlotStore`] and the stores there are: file, remote NBD, memory |
 //! | 1 | [`export`] | [`export::Export`], the seam between the server and volumes |
 //! | 0 | [`geometry`], [`payload`], [`wire`] | addresses, the memory of one write, NBD's bytes for server and client |
+//! | 0 | [`private_socket`] | unix sockets for our user alone |
 //! | 0 | [`audit`] | the audit log: hash-chained records; knows no volume, no store, no key manager |
 //!
 //! The crate `keymgmt` lies below all of them. It wraps and unwraps keys and knows no disk.
@@ -74,6 +76,7 @@ pub mod format;
 pub mod geometry;
 pub mod nbd;
 pub mod payload;
+pub mod private_socket;
 pub mod server;
 pub mod store;
 pub mod volume;

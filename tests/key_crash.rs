@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use common::logging_server::{LoggingServer, Moment};
 use common::pattern::Random;
-use common::programs::{outcome, program, report};
+use common::programs::{outcome, program, record_in, report};
 use keymgmt::keyfile::Keyfile;
 use keymgmt::manager::KeyManager;
 use sealbd::cipher::Engine;
@@ -57,10 +57,8 @@ impl Scene {
 
     fn sealbd(&self, words: &[&str]) {
         let mut command = program(env!("CARGO_BIN_EXE_sealbd"));
-        command.args(words).current_dir(self.dir.path()).env("SEALBD_STATE_DIRECTORY", self.path("state"));
-        command
-            .env("SEALBD_AUDIT", self.path("audit.jsonl"))
-            .env("SEALBD_CONTROL_DIRECTORY", self.path("control"));
+        command.args(words).current_dir(self.dir.path());
+        record_in(&mut command, &self.path("audit.jsonl"));
         let ended = outcome(&mut command);
         assert!(ended.status.success(), "{words:?}: {}", String::from_utf8_lossy(&ended.stderr));
     }

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 pub(super) use key_verbs::{
     EraseOptions, HeaderCommand, HeaderFileOptions, HeaderPinOptions, HeaderRestoreOptions,
     HeaderVerifyOptions, KeyAddOptions, KeyCommand, KeyKillOptions, KeyPriorityOptions, KeyRemoveOptions,
-    KeyTestOptions, RevokeOptions, RotateOptions,
+    KeyTestOptions, ResumeOptions, RevokeOptions, RotateOptions,
 };
 
 use super::outcome::Failure;
@@ -88,6 +88,10 @@ pub(super) enum Command {
     /// Add, change, remove, list and test keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Park the requests of a served volume and wipe its key from memory
+    Suspend(BackendOption),
+    /// Give a suspended volume its key back
+    Resume(ResumeOptions),
     /// Wrap the data key under a new version of the key manager's key
     Rotate(RotateOptions),
     /// Take a key away from whoever has it: remove its keyslot, destroy its key in the key manager
@@ -144,6 +148,8 @@ impl Command {
                 | HeaderCommand::Restore(HeaderRestoreOptions { backend: BackendOption { backend }, .. }),
             ) => backend,
             Self::Rotate(options) => return options.backend.as_deref(),
+            Self::Suspend(BackendOption { backend })
+            | Self::Resume(ResumeOptions { backend: BackendOption { backend }, .. }) => backend,
             Self::Revoke(RevokeOptions { backend: BackendOption { backend }, .. })
             | Self::Erase(EraseOptions { backend: BackendOption { backend }, .. }) => backend,
             Self::List(_) | Self::Kms(_) | Self::Config(_) => return None,
@@ -163,6 +169,7 @@ impl Command {
             Self::Status(StatusOptions { backend: BackendOption { backend }, .. })
             | Self::Dump(BackendOption { backend })
             | Self::Uuid(BackendOption { backend })
+            | Self::Suspend(BackendOption { backend })
             | Self::Key(KeyCommand::List(BackendOption { backend }))
             | Self::Header(HeaderCommand::Backup(HeaderFileOptions {
                 backend: BackendOption { backend },
@@ -180,6 +187,7 @@ impl Command {
                 | KeyCommand::Test(KeyTestOptions { backend: BackendOption { backend }, slot, .. }),
             )
             | Self::Revoke(RevokeOptions { backend: BackendOption { backend }, slot, .. })
+            | Self::Resume(ResumeOptions { backend: BackendOption { backend }, slot })
             | Self::Erase(EraseOptions { backend: BackendOption { backend }, slot, .. })
             | Self::Header(
                 HeaderCommand::Restore(HeaderRestoreOptions {
@@ -227,6 +235,8 @@ impl Command {
             Self::Key(KeyCommand::Kill(_)) => Some("key-kill"),
             Self::Key(KeyCommand::Priority(_)) => Some("key-priority"),
             Self::Rotate(_) => Some("rotate"),
+            Self::Suspend(_) => Some("suspend"),
+            Self::Resume(_) => Some("resume"),
             Self::Revoke(_) => Some("revoke"),
             Self::Erase(_) => Some("erase"),
             Self::Header(HeaderCommand::Verify(_)) => Some("header-verify"),
@@ -332,6 +342,12 @@ pub(super) struct ServeOptions {
     /// Write the process number there
     #[arg(long, short = 'P', value_name = "FILE")]
     pub(super) pid_file: Option<PathBuf>,
+    /// Where the volumes' control sockets are made; default: control_directory of the configuration
+    #[arg(long, value_name = "DIR")]
+    pub(super) control_directory: Option<PathBuf>,
+    /// Make no control sockets: keys cannot be changed while the volumes are served
+    #[arg(long, conflicts_with = "control_directory")]
+    pub(super) no_control: bool,
     /// Run a shell command with $uri, $unixsocket, $port and $exportname set, and stop when it ends
     #[arg(long, value_name = "CMD")]
     pub(super) run: Option<String>,

@@ -131,7 +131,7 @@ async fn erase(
     opened.commit(empty, None, context).await?;
     opened.home.refuse_older(&opened.unlocked).await?;
     certificate.header_generation = opened.unlocked.header.generation;
-    certificate.serving = opened.home.end_serving(true, context).await?;
+    certificate.serving = opened.home.end_serving(true).await?;
     let refused = opened.home.copies(context).await?.unlock(context.engine, &opened.managers).await;
     certificate.verified = matches!(refused, Err(VolumeError::NoKeyFits(_)));
     let mut fates = Vec::new();

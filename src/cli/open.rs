@@ -93,19 +93,30 @@ impl Backend {
         managers: &[Box<dyn KeyManager>],
         context: &Context,
     ) -> Result<Unlocked, Failure> {
-        let copies = self.header(context).await?;
+        let unlocked = self.unlock_copies(self.header(context).await?, managers, context).await?;
+        let found = unlocked.header.generation;
+        // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
+        match Volume::header_generation_of_root(&*self.store, &unlocked).await {
+            Ok(known) if known > found => {
+                Err(Failure::from(VolumeError::HeaderRollback { found, known }).of(&self.uri))
+            }
+            _ => Ok(unlocked),
+        }
+    }
+
+    /// Unlocks a header that may come from elsewhere, and holds it against what is pinned.
+    pub(super) async fn unlock_copies(
+        &self,
+        copies: HeaderCopies,
+        managers: &[Box<dyn KeyManager>],
+        context: &Context,
+    ) -> Result<Unlocked, Failure> {
         self.check_uuid(copies.claimed(), context)?;
         let failed = |error| Failure::from(error).of(&self.uri);
         let unlocked = copies.unlock(context.engine, managers).await;
         managers.iter().flat_map(|manager| manager.notes()).for_each(|note| context.output.note(&note));
         let unlocked = unlocked.map_err(failed)?;
         opened_by(&unlocked, context);
-        let found = unlocked.header.generation;
-        // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
-        match Volume::header_generation_of_root(&*self.store, &unlocked).await {
-            Ok(known) if known > found => return Err(failed(VolumeError::HeaderRollback { found, known })),
-            _ => {}
-        }
         check_pin(&unlocked).map_err(|failure| failure.of(&self.uri))?;
         Ok(unlocked)
     }

@@ -4,6 +4,8 @@
 use keymgmt::manager::KeyError;
 use keymgmt::source::GrammarError;
 
+use crate::control::client::ControlError;
+use crate::control::protocol::{Code, Refusal};
 use crate::store::StoreError;
 use crate::store::uri::UriError;
 use crate::volume::VolumeError;
@@ -83,6 +85,11 @@ impl Failure {
 
     pub(super) fn not_ours(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(EXIT_NOT_OURS, "not_a_volume", message, hint)
+    }
+
+    /// Nobody serves the volume here.
+    pub(super) fn not_served(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_NOT_OURS, "not_served", message, hint)
     }
 
     /// The operating system refused something that is not the backend.
@@ -165,6 +172,32 @@ impl From<StoreError> for Failure {
                 "backend_failed",
                 message,
                 "look for the cause in the backend's own log (dmesg for a disk), then sealbd check BACKEND",
+            ),
+        }
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        let message = error.to_string();
+        match error {
+            ControlError::Io { .. } => Self::new(
+                EXIT_UNREACHABLE,
+                "server_unreachable",
+                message,
+                "look whether the process that serves the volume still runs, and as which user",
+            ),
+            ControlError::Refused(Refusal { code: Code::State, .. }) => {
+                Self::new(EXIT_IN_USE, "suspended", message, "sealbd resume BACKEND --slot SPEC")
+            }
+            ControlError::Refused(Refusal { code: Code::Refused, .. }) => {
+                Self::refused(message, "sealbd header verify BACKEND --slot SPEC")
+            }
+            ControlError::Refused(_) => Self::new(
+                EXIT_UNREACHABLE,
+                "server_failed",
+                message,
+                "look for the cause in the server's own output, then try again",
             ),
         }
     }

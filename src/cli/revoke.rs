@@ -57,7 +57,7 @@ pub(super) async fn run(options: &RevokeOptions, context: &Context) -> Result<Ex
         context.trail.begin()?;
         report.kek = withdraw(&mut opened, number, proof, context).await?;
         report.header_generation = opened.unlocked.header.generation;
-        report.serving = opened.home.end_serving(options.now, context).await?;
+        report.serving = opened.home.end_serving(options.now).await?;
     }
     context.output.result(&report, || prose(&report));
     Ok(ExitCode::SUCCESS)

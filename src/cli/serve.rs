@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
@@ -19,7 +20,11 @@ use super::open;
 use super::outcome::Failure;
 use super::settings::Listen;
 use super::size::show_size;
+use crate::control::gate::Gate;
+use crate::control::server::ControlSocket;
 use crate::export::Export;
+use crate::format::header::Header;
+use crate::private_socket::PrivateSocketError;
 use crate::server::pidfile::PidFile;
 use crate::server::{Limits, ListenError, Listener, Server, ServerError};
 use crate::store::Access;
@@ -32,7 +37,9 @@ const EXIT_UNCLEAN: u8 = 1;
 /// A volume under the name that clients ask for.
 struct Named {
     name: String,
-    volume: Volume,
+    gate: Arc<Gate>,
+    /// As it was opened.
+    header: Header,
 }
 
 /// Where clients find the server.
@@ -51,7 +58,7 @@ pub(super) async fn run(mut options: ServeOptions, context: &Context) -> Result<
     let mut result = Ok(());
     for (backend, name) in options.backends.iter().zip(names) {
         match open_volume(backend, &managers, options.read_only, context).await {
-            Ok(volume) => volumes.push(Named { name, volume }),
+            Ok((gate, header)) => volumes.push(Named { name, gate: Arc::new(gate), header }),
             Err(failure) => {
                 result = Err(failure);
                 break;
@@ -74,7 +81,7 @@ async fn open_volume(
     managers: &[Box<dyn KeyManager>],
     read_only: bool,
     context: &Context,
-) -> Result<Volume, Failure> {
+) -> Result<(Gate, Header), Failure> {
     let configured = context.settings.volume_at(&StoreUri::from_arg(argument)?);
     let (access, mode) = match read_only || configured.is_some_and(|volume| volume.read_only) {
         true => (Access::ReadOnly, OpenMode::ReadOnly),
@@ -83,9 +90,10 @@ async fn open_volume(
     let backend = open::backend(argument, access).await?;
     let unlocked = backend.unlock(managers, context).await?;
     context.trail.begin()?;
-    Volume::open(backend.store.clone(), unlocked, mode)
-        .await
-        .map_err(|error| Failure::from(error).of(&backend.uri))
+    let opened = Volume::open(backend.store.clone(), unlocked, mode).await;
+    let volume = opened.map_err(|error| Failure::from(error).of(&backend.uri))?;
+    let header = volume.header().clone();
+    Ok((Gate::new(volume, backend.store, context.engine), header))
 }
 
 async fn listen_and_serve(
@@ -100,16 +108,17 @@ async fn listen_and_serve(
     let private = private_directory(options)?;
     let (listeners, address) =
         listeners(options, handed_over, private.as_ref().map(tempfile::TempDir::path)).await?;
-    let exports = volumes.iter().map(|named| (named.name.clone(), Arc::new(named.volume.clone()))).collect();
+    let exports = volumes.iter().map(|named| (named.name.clone(), named.gate.clone())).collect();
     let server = Server::new(exports, Limits::default())
         .map_err(|error: ServerError| Failure::usage(error.to_string(), "--name EXPORT, once per backend"))?;
     let pid_failed = |error: std::io::Error| {
         Failure::system("cannot write the pid-file", &error, "--pid-file FILE, in a directory that exists")
     };
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose().map_err(pid_failed)?;
+    let _controls = control_sockets(options, volumes, context)?;
     context.output.note(&context.hygiene.to_string());
-    for Named { name, volume } in volumes {
-        let info = volume.info();
+    for Named { name, gate, .. } in volumes {
+        let info = gate.info();
         let access = if info.read_only { "read-only" } else { "read-write" };
         context.output.note(&format!(
             "serving {name:?} ({}, {access}) on {}",
@@ -117,6 +126,11 @@ async fn listen_and_serve(
             address.everywhere(name)
         ));
     }
+    // What waits for a resume must not keep the server from its end.
+    let stopped = async {
+        stopped.await;
+        volumes.iter().for_each(|named| named.gate.begin_shutdown());
+    };
     let Some(command) = &options.run else {
         server.serve(listeners, stopped).await;
         context.output.note("stopped accepting, everything received is answered");
@@ -130,7 +144,10 @@ async fn listen_and_serve(
     let mut code = ExitCode::SUCCESS;
     let ended = async {
         tokio::select! {
-            status = child.wait() => code = status.map_or(ExitCode::FAILURE, exit_code),
+            status = child.wait() => {
+                code = status.map_or(ExitCode::FAILURE, exit_code);
+                volumes.iter().for_each(|named| named.gate.begin_shutdown());
+            }
             () = stopped => {}
         }
     };
@@ -143,17 +160,54 @@ async fn listen_and_serve(
     Ok(code)
 }
 
+/// A control socket for every volume. Where they belong by default and cannot be made, the volumes are served
+/// without; where the place was named, it is an error.
+fn control_sockets(
+    options: &ServeOptions,
+    volumes: &[Named],
+    context: &Context,
+) -> Result<Vec<ControlSocket>, Failure> {
+    if options.no_control {
+        return Ok(Vec::new());
+    }
+    let named = options.control_directory.is_some() || context.settings.control_directory_is_set();
+    let directory = options.control_directory.clone().or_else(|| context.settings.control_directory());
+    let Some(directory) = directory else { return Ok(Vec::new()) };
+    let mut sockets = Vec::with_capacity(volumes.len());
+    for Named { name, gate, header } in volumes {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        let socket = made.map_err(|error| error.to_string()).and_then(|()| {
+            let listening = ControlSocket::listen(&directory, header.volume, name, gate.clone());
+            listening.map_err(|error| error.to_string())
+        });
+        match socket {
+            Ok(socket) => sockets.push(socket),
+            Err(why) if named => {
+                return Err(Failure::usage(
+                    format!("cannot make a control socket in {}: {why}", directory.display()),
+                    "--control-directory DIR, one that you may write to, or --no-control",
+                ));
+            }
+            Err(why) => context.output.note(&format!(
+                "{name:?}: no control socket in {} ({why}); keys cannot be changed while it is served",
+                directory.display()
+            )),
+        }
+    }
+    Ok(sockets)
+}
+
 /// Writes the last roots; says what could not be written.
 async fn close(volumes: &[Named], context: &Context) -> bool {
     let mut all = true;
-    for Named { name, volume } in volumes {
-        if let Err(error) = volume.close().await {
+    for Named { name, gate, header } in volumes {
+        if let Err(error) = gate.close().await {
             all = false;
             context
                 .output
                 .note(&format!("{name:?}: not closed cleanly ({error}); the next start replays its log"));
             let failure = Failure { exit: EXIT_UNCLEAN, ..Failure::from(error) };
-            context.trail.settle(volume.header(), Err(&failure));
+            context.trail.settle(header, Err(&failure));
         }
     }
     all
@@ -313,9 +367,13 @@ async fn listeners(
 fn listen_failed(error: ListenError) -> Failure {
     let message = error.to_string();
     match error {
-        ListenError::InUse(_) => Failure::exists(message, "-U SOCK, another one, or stop that server"),
+        ListenError::Unix(PrivateSocketError::InUse(_)) => {
+            Failure::exists(message, "-U SOCK, another one, or stop that server")
+        }
         ListenError::NotLoopback(_) => Failure::refused(message, "-U SOCK, or -p PORT without --bind"),
-        ListenError::NotASocket(_) => Failure::exists(message, "-U SOCK, one that does not exist yet"),
+        ListenError::Unix(PrivateSocketError::NotASocket(_)) => {
+            Failure::exists(message, "-U SOCK, one that does not exist yet")
+        }
         ListenError::Stdio => Failure::usage(
             message,
             "-U SOCK, -p PORT; --stdio is for a program that starts sealbd on a socket or pipes",
@@ -323,7 +381,9 @@ fn listen_failed(error: ListenError) -> Failure {
         ListenError::Io { ref source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
             Failure::exists(message, "-p PORT, another one; 0 takes any free one")
         }
-        ListenError::Io { .. } => Failure::usage(message, "-U SOCK, in a directory that you may write to"),
+        ListenError::Unix(_) | ListenError::Io { .. } => {
+            Failure::usage(message, "-U SOCK, in a directory that you may write to")
+        }
         ListenError::HandedOver(_) => Failure::usage(message, "ListenStream= in the systemd socket unit"),
     }
 }

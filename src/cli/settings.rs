@@ -102,6 +102,14 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Whether somebody named the place of [`Self::control_directory`].
+    pub(super) fn control_directory_is_set(&self) -> bool {
+        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        self.control_directory.is_some() || set("SEALBD_CONTROL_DIRECTORY")
+    }
+}
+
 /// One spelling for one place: links and `..` are followed where the path exists.
 fn place(backend: &StoreUri) -> OsString {
     match backend {

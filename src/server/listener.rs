@@ -3,34 +3,24 @@
 //! A unix socket gets mode 0600 before anybody can connect to it. TCP sockets are refused unless
 //! they are bound to the loopback interface: there is no TLS.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{FlockOperation, Mode, fchmod, flock};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, sockopt,
-};
+use rustix::net::{AddressFamily, sockopt};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::nbd::transport::Pipes;
-
-/// Connections that the kernel keeps until they are accepted.
-const BACKLOG: i32 = 128;
+use crate::private_socket::{PrivateSocketError, SocketPath, listen_private};
 
 /// Why a socket cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another server answers on the socket.
-    #[error("{0} is in use by a running server")]
-    InUse(PathBuf),
-    /// The path exists and is not a socket.
-    #[error("{0} exists and is not a socket")]
-    NotASocket(PathBuf),
+    /// The unix socket cannot be made.
+    #[error(transparent)]
+    Unix(#[from] PrivateSocketError),
     /// The address can be reached from other hosts.
     #[error("{0} can be reached from other hosts; without TLS only loopback addresses are served")]
     NotLoopback(IpAddr),
@@ -79,22 +69,7 @@ impl Listener {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn unix(path: &Path) -> Result<Self, ListenError> {
-        let wrap = |source: io::Error| ListenError::Io { what: path.display().to_string(), source };
-        // Two servers that start at once must not take each other's socket for a dead one.
-        let _lock = lock_directory(path).map_err(wrap)?;
-        clear_path(path)?;
-        let address = SocketAddrUnix::new(path).map_err(|error| wrap(error.into()))?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let bound = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).and_then(|socket| {
-            // Linux gives the file the mode of the socket, so it never has another one.
-            fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-            bind(&socket, &address)?;
-            Ok(socket)
-        });
-        let socket = bound.map_err(|error| wrap(error.into()))?;
-        let guard = SocketPath::new(path).map_err(wrap)?;
-        listen(&socket, BACKLOG).map_err(|error| wrap(error.into()))?;
-        let listener = UnixListener::from_std(socket.into()).map_err(wrap)?;
+        let (listener, guard) = listen_private(path)?;
         Ok(Self { kind: Kind::Unix(listener, Some(guard)) })
     }
 
@@ -201,105 +176,9 @@ fn take_handed_over(sockets: &mut listenfd::ListenFd, index: usize) -> Result<Li
     Ok(Listener { kind: Kind::Tcp(TcpListener::from_std(listener).map_err(wrap)?) })
 }
 
-/// An exclusive lock on the directory of `path`, until dropped.
-fn lock_directory(path: &Path) -> io::Result<fs::File> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let directory = fs::File::open(directory)?;
-    flock(&directory, FlockOperation::LockExclusive)?;
-    Ok(directory)
-}
-
-/// Removes the socket of a dead server.
-fn clear_path(path: &Path) -> Result<(), ListenError> {
-    let wrap = |source: io::Error| ListenError::Io { what: path.display().to_string(), source };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(wrap(error)),
-        Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket(path.into())),
-        Ok(_) => {}
-    }
-    if is_answered(path).map_err(wrap)? {
-        return Err(ListenError::InUse(path.into()));
-    }
-    fs::remove_file(path).map_err(wrap)
-}
-
-/// Whether somebody listens on the socket. Does not block when its backlog is full.
-fn is_answered(path: &Path) -> io::Result<bool> {
-    let address = SocketAddrUnix::new(path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    match connect(&socket, &address) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A socket file that we made; removed when dropped, unless somebody else put another one there.
-pub(super) struct SocketPath {
-    path: PathBuf,
-    /// Device and inode.
-    identity: (u64, u64),
-}
-
-impl SocketPath {
-    fn new(path: &Path) -> io::Result<Self> {
-        let identity = identity(path)?;
-        Ok(Self { path: path.into(), identity })
-    }
-}
-
-impl Drop for SocketPath {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
-            // Nothing can be done about a failure; the next server replaces it.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let found = fs::symlink_metadata(path)?;
-    Ok((found.dev(), found.ino()))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
-
-    #[tokio::test]
-    async fn a_unix_socket_is_ours_alone_and_removed_at_the_end() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("s");
-        let listener = Listener::unix(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        drop(listener);
-        assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn a_live_socket_is_refused_a_dead_one_replaced_and_a_file_left_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("s");
-        let live = Listener::unix(&path).unwrap();
-        assert!(matches!(Listener::unix(&path), Err(ListenError::InUse(_))));
-        drop(live);
-
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "std leaves the file of a closed socket");
-        drop(Listener::unix(&path).unwrap());
-
-        fs::write(&path, "precious").unwrap();
-        assert!(matches!(Listener::unix(&path), Err(ListenError::NotASocket(_))));
-        assert_eq!(fs::read(&path).unwrap(), b"precious");
-    }
 
     #[tokio::test]
     async fn tcp_beyond_the_loopback_interface_is_refused() {

@@ -21,6 +21,14 @@ impl Volume {
         self.core.newest_header(checkpointer.header_generation).await
     }
 
+    /// The same, byte for byte as it stands on the store.
+    ///
+    /// # Errors
+    /// As [`Self::newest_header`].
+    pub async fn newest_header_bytes(&self) -> Result<Vec<u8>, VolumeError> {
+        Ok(self.newest_header().await?.encode(&self.core.keys))
+    }
+
     /// Puts the next generation of the header on the store: `bytes` as [`Header::encode`] makes them. When
     /// this returns, both copies are durable and a root refuses every header before it.
     ///

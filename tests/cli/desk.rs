@@ -77,10 +77,7 @@ impl Desk {
         let mut command = program_within(env!("CARGO_BIN_EXE_sealbd"), COMMAND_SECONDS_MAX);
         command.args(args).current_dir(self.dir()).stdin(Stdio::null());
         command.env_remove("SEALBD_FORMAT").env_remove("CREDENTIALS_DIRECTORY");
-        command.env("SEALBD_STATE_DIRECTORY", self.path("state"));
         record_in(&mut command, &self.path(AUDIT));
-        // Empty is no configuration, whatever this machine has.
-        command.env("SEALBD_CONFIG", "").env_remove("SEALBD_CONTROL_DIRECTORY");
         command
     }
 

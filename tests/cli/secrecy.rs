@@ -103,7 +103,6 @@ fn another_process_of_the_same_user_cannot_look_into_it() {
     let as_user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
     let mut command = Command::new("setpriv");
     command.args(as_user).arg(desk.path("sealbd")).args(["serve", "vol", "--slot", "keyfile:key"]);
-    command.env("SEALBD_STATE_DIRECTORY", desk.path("state"));
     let mut server = Server::start_as(&desk, command);
     // The kernel gives the files of a process that is not dumpable to root (proc(5)), which also refuses
     // ptrace to anybody without CAP_SYS_PTRACE.

@@ -61,8 +61,12 @@ pub(crate) fn program_within(name: &str, seconds: u64) -> Command {
     command
 }
 
-/// Has sealbd keep its audit log there, and not tell the journal.
+/// Has sealbd keep its audit log there, with what else it keeps on a host beside it, and not tell the journal. Whatever
+/// configuration this machine has is none of the tests'.
 pub(crate) fn record_in<'c>(command: &'c mut Command, log: &Path) -> &'c mut Command {
+    let beside = log.parent().expect("a log lies in a directory");
+    command.env("SEALBD_CONTROL_DIRECTORY", beside.join("control"));
+    command.env("SEALBD_STATE_DIRECTORY", beside.join("state")).env("SEALBD_CONFIG", "");
     command.env("SEALBD_AUDIT", log).env("SEALBD_AUDIT_JOURNAL", "")
 }
 

@@ -136,6 +136,14 @@ pub(in crate::cli) struct RotateOptions {
 }
 
 #[derive(Args, Debug)]
+pub(in crate::cli) struct ResumeOptions {
+    #[command(flatten)]
+    pub(in crate::cli) backend: BackendOption,
+    #[command(flatten)]
+    pub(in crate::cli) slot: SlotOption,
+}
+
+#[derive(Args, Debug)]
 pub(in crate::cli) struct RevokeOptions {
     #[command(flatten)]
     pub(in crate::cli) backend: BackendOption,
