@@ -4,6 +4,8 @@
 //! epoch of the key and the cipher suite. Start reading at [`manager`] (what a key
 //! manager is) and [`registry`] (which ones there are); a new manager is one file and one row there.
 
+#[cfg(any(feature = "pkcs11", feature = "tpm2"))]
+mod blocking;
 mod derive;
 #[cfg(feature = "http")]
 #[allow(dead_code, reason = "the managers that use it come next")]
@@ -12,6 +14,8 @@ pub mod hygiene;
 pub mod keyfile;
 pub mod manager;
 pub mod passphrase;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 mod private_file;
 pub mod provider;
 pub mod recovery;
@@ -21,10 +25,12 @@ mod retry;
 pub mod secret;
 pub mod source;
 pub mod spec;
-#[allow(dead_code, reason = "the managers that use it come next")]
+#[allow(dead_code, reason = "features choose the managers that use it")]
 mod stored;
 #[cfg(feature = "tls")]
 #[allow(dead_code, reason = "the managers that use it come next")]
 mod tls;
+#[cfg(feature = "tpm2")]
+pub mod tpm2;
 pub mod verify;
 pub mod wrap;

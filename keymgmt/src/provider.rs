@@ -37,7 +37,22 @@ pub struct ProviderKind {
 }
 
 /// Every kind in this build, in the order in which they are told to people.
-pub const KINDS: &[ProviderKind] = &[];
+pub const KINDS: &[ProviderKind] = &[
+    #[cfg(feature = "pkcs11")]
+    ProviderKind {
+        name: "pkcs11",
+        slot_type: SlotType::Pkcs11,
+        settings: settings::<crate::pkcs11::Pkcs11Settings>,
+        describe: crate::pkcs11::describe,
+    },
+    #[cfg(feature = "tpm2")]
+    ProviderKind {
+        name: "tpm2",
+        slot_type: SlotType::Tpm2,
+        settings: settings::<crate::tpm2::Tpm2Settings>,
+        describe: crate::tpm2::describe,
+    },
+];
 
 /// Kinds that a keyslot number is set aside for.
 const LATER: [&str; 3] = ["aws-kms", "kubernetes-kms", "tang"];
@@ -195,6 +210,16 @@ pub fn is_name(name: &str) -> bool {
 pub fn secret_source<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SecretSource, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(serde::de::Error::custom)
+}
+
+/// As [`secret_source`], for a setting that may be left out.
+///
+/// # Errors
+/// Those of [`secret_source`].
+pub fn optional_secret_source<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SecretSource>, D::Error> {
+    secret_source(deserializer).map(Some)
 }
 
 /// Certificates for a connection to a manager, PEM files.

@@ -7,4 +7,8 @@
 #![expect(clippy::print_stdout, reason = "the last check that was begun is shown when a test fails")]
 
 mod built_in;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
+#[cfg(any(feature = "pkcs11", feature = "tpm2"))]
+mod services;
 mod suite;
