@@ -12,3 +12,5 @@ mod pkcs11;
 #[cfg(any(feature = "pkcs11", feature = "tpm2"))]
 mod services;
 mod suite;
+#[cfg(feature = "tpm2")]
+mod tpm2;
