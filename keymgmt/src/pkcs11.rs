@@ -11,154 +11,28 @@
 mod failure;
 mod kek;
 pub(crate) mod keyslot;
+mod settings;
 mod token;
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Deserialize;
-
 pub use self::keyslot::describe;
+pub use self::settings::Pkcs11Settings;
 
 use self::kek::{Kek, Way};
-use self::keyslot::{Form, Keyslot, LABEL_MAX, OWN_LABEL, hex, unhex};
+use self::keyslot::{Form, Keyslot, OWN_LABEL, hex};
+use self::settings::{Choice, ID_PREFIX, Mechanism};
 use self::token::{Access, OpenToken, Rights};
 use crate::blocking;
 use crate::manager::{
     BoxFuture, Health, KeyDescription, KeyError, KeyManager, SlotType, WrapContext, WrappedKey,
 };
-use crate::provider::{Bounds, Settings, optional_secret_source};
-use crate::registry::{Opened, Opening};
-use crate::secret::{Dek, Secret32, SecretBytes};
-use crate::source::{Purpose, SecretSource};
+use crate::secret::{Dek, Secret32};
 use crate::stored;
 
-/// Where the module is when the settings do not say, the usual variable of programs that use tokens.
-const MODULE_VARIABLE: &str = "PKCS11_MODULE_PATH";
 /// What calls are made into, for errors and the names of threads.
 const DEVICE: &str = "PKCS#11 token";
-/// What stands before an id in place of a label.
-const ID_PREFIX: &str = "id=";
-
-/// A `[provider.NAME]` of type `pkcs11`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pkcs11Settings {
-    /// Path of the module; default: the environment variable PKCS11_MODULE_PATH.
-    module: Option<PathBuf>,
-    /// Label of the token; needed where the module has several.
-    token: Option<String>,
-    /// Serial number of the token; needed where several have one label.
-    serial: Option<String>,
-    /// Where the PIN is; without one the token asks for it by itself.
-    #[serde(default, deserialize_with = "optional_secret_source")]
-    pin: Option<SecretSource>,
-    /// How new keyslots are wrapped.
-    #[serde(default)]
-    mechanism: Mechanism,
-}
-
-/// How new keyslots are wrapped.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Mechanism {
-    /// The better one of those that the token and the key allow.
-    #[default]
-    Auto,
-    AesGcm,
-    AesKeyWrap,
-}
-
-impl Settings for Pkcs11Settings {
-    fn open(&self, key: Option<&str>, bounds: Bounds, opening: &mut Opening<'_, '_>) -> Opened {
-        let Self { module, token, serial, pin, mechanism } = self;
-        let module = match module {
-            Some(module) => module.clone(),
-            None => std::env::var_os(MODULE_VARIABLE).map(PathBuf::from).ok_or_else(|| {
-                KeyError::Settings(format!("no PKCS#11 module: set module, or {MODULE_VARIABLE}"))
-            })?,
-        };
-        let choice = key.map(Choice::parse).transpose()?;
-        let module = checked(&module)?;
-        let pin = pin.as_ref().map(|pin| read_pin(pin, opening)).transpose()?;
-        let access = Access { module, token: token.clone(), serial: serial.clone(), pin };
-        let inner = Inner { access, choice, mechanism: *mechanism, next: Mutex::new(None) };
-        let manager = Pkcs11 { inner: Arc::new(inner), timeout: bounds.timeout };
-        if opening.purpose == Purpose::New {
-            // While the key cannot be had there is nothing to warn of: its first use tells why.
-            let inner = Arc::clone(&manager.inner);
-            let warning = blocking::wait(DEVICE, bounds.timeout, move || inner.warning());
-            opening.warnings.extend(warning.ok().flatten());
-        }
-        Ok(Box::new(manager))
-    }
-}
-
-/// Loading a module runs its code as us, so nobody else may be able to write it.
-fn checked(module: &Path) -> Result<PathBuf, KeyError> {
-    let shown = module.display();
-    let failed = |why: &str| KeyError::Settings(format!("PKCS#11 module {shown}: {why}"));
-    if !module.is_absolute() {
-        return Err(failed("not an absolute path"));
-    }
-    let module = module.canonicalize().map_err(|error| failed(&error.to_string()))?;
-    let metadata = module.metadata().map_err(|error| failed(&error.to_string()))?;
-    if !metadata.is_file() {
-        return Err(failed("not a file"));
-    }
-    if metadata.permissions().mode() & 0o002 != 0 {
-        return Err(failed("everybody can write it"));
-    }
-    Ok(module)
-}
-
-/// A PIN with a newline would be a wrong PIN, and tokens count those.
-fn read_pin(source: &SecretSource, opening: &mut Opening<'_, '_>) -> Result<SecretBytes, KeyError> {
-    let pin = opening.reader.read(source, "PIN", Purpose::Unlock)?.secret;
-    if pin.expose().ends_with(b"\n") {
-        return Err(KeyError::Settings(format!(
-            "the PIN from {source} ends with a newline, so that it would be a wrong one; printf '%s' writes none"
-        )));
-    }
-    Ok(pin)
-}
-
-/// The key that a spec names.
-#[derive(Clone, PartialEq, Eq, Debug)]
-enum Choice {
-    Label(String),
-    Id(Vec<u8>),
-}
-
-impl Choice {
-    fn parse(key: &str) -> Result<Self, KeyError> {
-        if let Some(id) = key.strip_prefix(ID_PREFIX) {
-            let id = unhex(id).ok_or_else(|| {
-                KeyError::Settings("a key's id is given as id= and lower-case hexadecimal digits".into())
-            })?;
-            return Ok(Self::Id(id));
-        }
-        if key == OWN_LABEL {
-            return Err(KeyError::Settings(format!(
-                "{OWN_LABEL} is the label of the keys that sealbd makes, one for each keyslot; give no label \
-                 for such a key"
-            )));
-        }
-        if key.len() > LABEL_MAX {
-            return Err(KeyError::Settings(format!("a key's label has at most {LABEL_MAX} bytes")));
-        }
-        Ok(Self::Label(key.to_owned()))
-    }
-
-    fn is_of(&self, keyslot: &Keyslot) -> bool {
-        match self {
-            Self::Label(label) => *label == keyslot.label,
-            Self::Id(id) => *id == keyslot.id,
-        }
-    }
-}
 
 /// A key manager whose keys are in a PKCS#11 token.
 struct Pkcs11 {
@@ -479,6 +353,3 @@ fn no_way() -> KeyError {
         "the token can do neither AES-GCM nor AES key wrap as the setting mechanism demands".into(),
     )
 }
-
-#[cfg(test)]
-mod tests;

@@ -17,10 +17,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tss_esapi::structures::Auth;
-use tss_esapi::tcti_ldr::TctiNameConf;
 
 pub use self::keyslot::describe;
 
+use self::chip::Tcti;
 use self::keyslot::{Bank, PCR_COUNT, Policy, Sealed, hex};
 use crate::blocking;
 use crate::manager::{
@@ -65,7 +65,7 @@ impl Settings for Tpm2Settings {
                 "a TPM has no keys to choose from; it makes one per keyslot".into(),
             ));
         }
-        let tcti = chip::parse_tcti(tcti.as_deref().unwrap_or(TCTI))?;
+        let tcti = Tcti::parse(tcti.as_deref().unwrap_or(TCTI))?;
         let pcrs = pcrs.as_deref().unwrap_or(&PCRS);
         if pcrs.is_empty() || pcrs.iter().any(|pcr| *pcr >= PCR_COUNT) {
             return Err(KeyError::Settings("pcrs names at least one register of 0 to 23".into()));
@@ -100,7 +100,7 @@ struct Tpm2 {
 }
 
 struct Inner {
-    tcti: TctiNameConf,
+    tcti: Tcti,
     /// What new keyslots are bound to.
     policy: Policy,
     auth: Option<Auth>,
@@ -215,7 +215,10 @@ mod tests {
     fn settings_are_read_strictly() {
         opened("", None).unwrap();
         opened("tcti = 'swtpm:host=127.0.0.1,port=2321'\npcrs = [0, 7, 23]\nbank = 'sha384'", None).unwrap();
-        assert!(opened("tcti = 'cmd:rm -rf /'", None).unwrap_err().contains("tcti is device:PATH"));
+        for tcti in ["cmd:rm -rf /", "device", "device:", "device:tpm0", "swtpm:path=/x", ""] {
+            let error = opened(&format!("tcti = '{tcti}'"), None).unwrap_err();
+            assert!(error.contains("tcti is device:PATH"), "{tcti}: {error}");
+        }
         for pcrs in ["[]", "[24]", "[0, 255]"] {
             assert!(opened(&format!("pcrs = {pcrs}"), None).unwrap_err().contains("0 to 23"), "{pcrs}");
         }

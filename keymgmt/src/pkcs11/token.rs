@@ -161,7 +161,7 @@ impl Access {
         let was_refused = |pin: &SecretBytes| refused.iter().any(|(of, no)| of == serial && no.matches(pin));
         let result = match &self.pin {
             Some(pin) if was_refused(pin) => {
-                return Err(settings("it refused this PIN before; it is not tried again"));
+                return Err(settings("it refused this PIN before; this process does not try it again"));
             }
             Some(pin) => {
                 // Wiped on drop by the library's own type.
@@ -183,11 +183,13 @@ impl Access {
                 Err(match error {
                     Error::Pkcs11(RvError::PinLocked, _) => locked(&shown),
                     Error::Pkcs11(RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange, _) => {
-                        settings("wrong PIN; it is not tried again")
+                        settings("wrong PIN; this process does not try it again")
                     }
                     Error::Pkcs11(RvError::PinExpired, _) => settings("its PIN has expired"),
                     Error::Pkcs11(RvError::UserPinNotInitialized, _) => settings("no PIN is set in it"),
-                    error => settings(&format!("no login: {}; it is not tried again", brief(&error))),
+                    error => {
+                        settings(&format!("no login: {}; this process does not try again", brief(&error)))
+                    }
                 })
             }
         }

@@ -7,6 +7,10 @@
 //! salted with the storage key, so that nobody who listens between CPU and TPM learns it; and since the
 //! keyslot names the storage key, nobody who answers in the TPM's place does.
 
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
@@ -37,10 +41,44 @@ const SESSION_CIPHER: SymmetricDefinition = SymmetricDefinition::AES_128_CFB;
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Where the TPM is.
-pub(crate) fn parse_tcti(text: &str) -> Result<TctiNameConf, KeyError> {
-    TctiNameConf::from_str(text).map_err(|_| {
-        KeyError::Settings("tcti is device:PATH, tabrmd, or swtpm: or mssim: with host=HOST,port=PORT".into())
-    })
+#[derive(Clone, Debug)]
+pub(crate) struct Tcti {
+    name: TctiNameConf,
+    /// For a TPM that is a device of the kernel.
+    device: Option<PathBuf>,
+}
+
+impl Tcti {
+    /// # Errors
+    /// [`KeyError::Settings`].
+    pub(crate) fn parse(text: &str) -> Result<Self, KeyError> {
+        let device = text.strip_prefix("device:").map(PathBuf::from);
+        let name = TctiNameConf::from_str(text).ok().filter(|_| text != "device");
+        let name = name.filter(|_| device.as_ref().is_none_or(|device| device.is_absolute()));
+        let name = name.ok_or_else(|| {
+            KeyError::Settings(
+                "tcti is device:PATH, tabrmd:, or swtpm: or mssim: with host=HOST,port=PORT".into(),
+            )
+        })?;
+        Ok(Self { name, device })
+    }
+
+    /// The library tells only that it could not connect, so the usual reasons are looked for before.
+    fn reachable(&self) -> Result<(), KeyError> {
+        let Some(path) = &self.device else { return Ok(()) };
+        let shown = path.display();
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied => KeyError::Settings(format!(
+                "no right to use {shown}: the service's user is to be in its group"
+            )),
+            _ => KeyError::Unreachable(format!("TPM {shown}: {error}")),
+        };
+        let kind = fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_char_device() {
+            return Err(KeyError::Settings(format!("{shown} is not a TPM: it is no device")));
+        }
+        OpenOptions::new().read(true).write(true).open(path).map_err(failed).map(drop)
+    }
 }
 
 /// A connection, and the storage key in it.
@@ -55,7 +93,7 @@ struct Chip {
 /// # Errors
 /// Those of [`told`]; [`KeyError::Settings`] when the TPM does not keep these PCRs.
 pub(crate) fn seal(
-    tcti: &TctiNameConf,
+    tcti: &Tcti,
     policy: Policy,
     auth: Option<&Auth>,
     secret: &Secret32,
@@ -91,11 +129,7 @@ pub(crate) fn seal(
 /// # Errors
 /// [`KeyError::Denied`] when it is another TPM, or the PCRs are others than they were; [`KeyError::Settings`]
 /// for a wrong PIN or none; those of [`told`].
-pub(crate) fn unseal(
-    tcti: &TctiNameConf,
-    sealed: &Sealed,
-    auth: Option<&Auth>,
-) -> Result<Secret32, KeyError> {
+pub(crate) fn unseal(tcti: &Tcti, sealed: &Sealed, auth: Option<&Auth>) -> Result<Secret32, KeyError> {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut chip = Chip::connect(tcti)?;
     if chip.parent != sealed.parent {
@@ -145,7 +179,7 @@ pub(crate) fn unseal(
 ///
 /// # Errors
 /// Those of [`told`]; [`KeyError::Settings`] when the TPM does not keep these PCRs.
-pub(crate) fn probe(tcti: &TctiNameConf, policy: &Policy) -> Result<[u8; 32], KeyError> {
+pub(crate) fn probe(tcti: &Tcti, policy: &Policy) -> Result<[u8; 32], KeyError> {
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut chip = Chip::connect(tcti)?;
     chip.has_registers(policy)?;
@@ -153,8 +187,9 @@ pub(crate) fn probe(tcti: &TctiNameConf, policy: &Policy) -> Result<[u8; 32], Ke
 }
 
 impl Chip {
-    fn connect(tcti: &TctiNameConf) -> Result<Self, KeyError> {
-        let mut context = Context::new(tcti.clone()).map_err(told(Step::Connecting))?;
+    fn connect(tcti: &Tcti) -> Result<Self, KeyError> {
+        tcti.reachable()?;
+        let mut context = Context::new(tcti.name.clone()).map_err(told(Step::Connecting))?;
         let public = storage_public().map_err(told(Step::Storage))?;
         let storage = context.execute_with_session(Some(AuthSession::Password), |context| {
             context.create_primary(Hierarchy::Owner, public, None, None, None, None)
@@ -228,8 +263,8 @@ fn selection(bank: Bank, registers: impl Iterator<Item = u8>) -> tss_esapi::Resu
     PcrSelectionList::builder().with_selection(bank, &slots).build()
 }
 
-/// The template of the storage key: ECC P-256, as the profile recommends for storage root keys (TCG EK
-/// Credential Profile, template H-1 of the owner's hierarchy).
+/// The template of the storage key: the one of storage root keys (TCG TPM v2.0 Provisioning Guidance, §7.5.1),
+/// ECC P-256, with nothing in its unique field.
 fn storage_public() -> tss_esapi::Result<Public> {
     let attributes = ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)

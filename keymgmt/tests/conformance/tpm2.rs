@@ -155,6 +155,14 @@ async fn a_tpm_that_is_gone_is_unreachable() {
 }
 
 #[tokio::test]
+async fn a_path_that_is_no_device_is_a_setting_and_is_not_written_to() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let error = at(&format!("device:{}", file.path().display()), "").probe().await.unwrap_err();
+    assert!(matches!(&error, KeyError::Settings(why) if why.contains("is no device")), "{error}");
+    assert_eq!(file.as_file().metadata().unwrap().len(), 0);
+}
+
+#[tokio::test]
 async fn a_tpm_that_hangs_is_unreachable_in_bounded_time() {
     // Accepts, and never answers.
     let (server, _control) = port_pair();
