@@ -53,8 +53,19 @@ impl Tcti {
     /// [`KeyError::Settings`].
     pub(crate) fn parse(text: &str) -> Result<Self, KeyError> {
         let device = text.strip_prefix("device:").map(PathBuf::from);
-        let name = TctiNameConf::from_str(text).ok().filter(|_| text != "device");
-        let name = name.filter(|_| device.as_ref().is_none_or(|device| device.is_absolute()));
+        // The library's own reader fills in what is missing and passes over what it does not know.
+        let whole = match text.split_once(':') {
+            Some(("device", path)) => path.starts_with('/'),
+            Some(("swtpm" | "mssim", at)) => {
+                let mut keys: Vec<_> =
+                    at.split(',').filter_map(|pair| pair.split_once('=')).map(|(key, _)| key).collect();
+                keys.sort_unstable();
+                keys == ["host", "port"]
+            }
+            Some(("tabrmd", _)) => true,
+            _ => false,
+        };
+        let name = whole.then(|| TctiNameConf::from_str(text).ok()).flatten();
         let name = name.ok_or_else(|| {
             KeyError::Settings(
                 "tcti is device:PATH, tabrmd:, or swtpm: or mssim: with host=HOST,port=PORT".into(),
