@@ -21,9 +21,11 @@ fn start() -> Service {
     Service::start("swtpm", &[])
 }
 
-/// A manager of the TPM at `tcti`, without tries again.
+/// A manager of the TPM at `tcti`, without tries again. Its timeout is long, for where tests share a process:
+/// a connection is inherited by what another test starts just then, and the TPM, which serves one at a time,
+/// waits until that has ended.
 fn at(tcti: &str, more: &str) -> Box<dyn KeyManager> {
-    let table = format!("type = 'tpm2'\ntcti = '{tcti}'\ntimeout = '30s'\n{more}");
+    let table = format!("type = 'tpm2'\ntcti = '{tcti}'\ntimeout = '120s'\n{more}");
     let provider = Provider::parse("tpm", table.parse().unwrap()).unwrap();
     let mut prompter = NoPrompt;
     let mut reader = SecretReader::with_credentials(&mut prompter, None);
