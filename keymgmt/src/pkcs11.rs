@@ -6,7 +6,7 @@
 //! rotation makes a KEK of the same label and id of its own, and takes from the older one the right to wrap.
 //! Nothing a token says of a key is relied upon but whether the wrap's tag fits.
 //!
-//! Read [`keyslot`] for the bytes, `token` for modules and PINs, `kek` for what keys do.
+//! Read `keyslot` for the bytes, `token` for modules and PINs, `kek` for what keys do.
 
 mod failure;
 mod kek;

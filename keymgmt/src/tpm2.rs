@@ -4,7 +4,7 @@
 //! to rotate but the keyslot itself. The sealed KEK lies in the keyslot. A TPM dies with its board and its
 //! PCRs change with firmware and boot loader: there is to be a second keyslot always.
 //!
-//! Read [`keyslot`] for the bytes, `chip` for what is asked of the TPM.
+//! Read `keyslot` for the bytes, `chip` for what is asked of the TPM.
 
 mod chip;
 mod failure;
