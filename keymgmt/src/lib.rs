@@ -9,6 +9,8 @@
 mod address;
 #[cfg(feature = "barbican")]
 mod barbican;
+#[cfg(any(feature = "pkcs11", feature = "tpm2"))]
+mod blocking;
 mod cache;
 mod derive;
 mod exec;
@@ -22,6 +24,8 @@ pub mod hygiene;
 pub mod keyfile;
 pub mod manager;
 pub mod passphrase;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 mod private_file;
 pub mod provider;
 pub mod recovery;
@@ -38,6 +42,8 @@ mod stored;
     allow(dead_code, reason = "for managers that are features")
 )]
 mod tls;
+#[cfg(feature = "tpm2")]
+pub mod tpm2;
 #[cfg(feature = "vault")]
 mod vault;
 pub mod verify;

@@ -62,6 +62,20 @@ pub const KINDS: &[ProviderKind] = &[
         settings: settings::<exec::ExecSettings>,
         describe: exec::describe,
     },
+    #[cfg(feature = "pkcs11")]
+    ProviderKind {
+        name: "pkcs11",
+        slot_type: SlotType::Pkcs11,
+        settings: settings::<crate::pkcs11::Pkcs11Settings>,
+        describe: crate::pkcs11::describe,
+    },
+    #[cfg(feature = "tpm2")]
+    ProviderKind {
+        name: "tpm2",
+        slot_type: SlotType::Tpm2,
+        settings: settings::<crate::tpm2::Tpm2Settings>,
+        describe: crate::tpm2::describe,
+    },
 ];
 
 /// Kinds that a keyslot number is set aside for.
@@ -242,6 +256,16 @@ impl<'de> Deserialize<'de> for KeptSecret {
             }
         }
     }
+}
+
+/// As [`secret_source`], for a setting that may be left out.
+///
+/// # Errors
+/// Those of [`secret_source`].
+pub fn optional_secret_source<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SecretSource>, D::Error> {
+    secret_source(deserializer).map(Some)
 }
 
 /// Certificates for a connection to a manager, PEM files.

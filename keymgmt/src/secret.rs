@@ -86,6 +86,14 @@ impl Secret32 {
         self.page[..32].try_into().expect("32 bytes were stored")
     }
 
+    /// The same bytes in a page of their own, for a thread that outlives the borrow.
+    #[cfg(feature = "pkcs11")]
+    pub(crate) fn duplicate(&self) -> Self {
+        let mut page = locked_pages(32);
+        page[..32].copy_from_slice(self.expose());
+        Self { page }
+    }
+
     /// Whether both are the same; takes the same time whatever the bytes are.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {

@@ -89,7 +89,7 @@ pub(crate) fn details(key: &WrappedKey) -> Result<&[u8], KeyError> {
 
 /// Additional authenticated data: what every wrap binds, then key uri and private part, each behind its
 /// length, so that no byte of one can pass for the other's.
-fn bound(context: WrapContext, slot_type: SlotType, kek_uri: &str, private: &[u8]) -> Vec<u8> {
+pub(crate) fn bound(context: WrapContext, slot_type: SlotType, kek_uri: &str, private: &[u8]) -> Vec<u8> {
     let mut bound = aad(context, slot_type).to_vec();
     for part in [kek_uri.as_bytes(), private] {
         let len = u32::try_from(part.len()).expect("parts of a keyslot are far below 4 GiB");

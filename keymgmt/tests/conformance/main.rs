@@ -12,10 +12,14 @@ mod built_in;
 mod exec;
 #[cfg(feature = "barbican")]
 mod hostile;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
 #[cfg(feature = "vault")]
 mod scripted_vault;
-#[cfg(any(feature = "barbican", feature = "vault"))]
+#[cfg(any(feature = "barbican", feature = "vault", feature = "pkcs11", feature = "tpm2"))]
 mod services;
 mod suite;
+#[cfg(feature = "tpm2")]
+mod tpm2;
 #[cfg(feature = "vault")]
 mod vault;
