@@ -71,6 +71,7 @@
 pub mod audit;
 pub mod cipher;
 pub mod cli;
+pub mod control;
 pub mod export;
 pub mod format;
 pub mod geometry;

@@ -14,6 +14,7 @@
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain`, `reclaim` | background work, getting space back |
 //! | `header_change` | new keyslots while the volume is open |
+//! | `wipe` | knowing that the keys are gone |
 //! | [`create`], [`unlock`], [`check`] | making, unlocking and verifying volumes |
 
 pub mod check;
@@ -38,12 +39,13 @@ mod status;
 mod tail;
 mod tree;
 pub mod unlock;
+mod wipe;
 mod write;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::cipher::{UidSource, VolumeKeys};
 use crate::export::{Durability, Export, ExportError, ExportInfo, Extent, ZeroMode};
@@ -55,6 +57,7 @@ use crate::store::SlotStore;
 pub use error::VolumeError;
 pub use recover::OpenMode;
 pub use status::{SpaceStatus, VolumeStatus};
+pub(crate) use wipe::KeysWiped;
 
 /// An open volume. Cheap to clone; the last clone should be [`close`](Volume::close)d.
 #[derive(Clone)]
@@ -88,6 +91,8 @@ struct Core {
     generation: AtomicU64,
     /// This session's number.
     writer_epoch: u64,
+    /// The last field, so the last to go: whoever sees it go knows that all keys are wiped.
+    gone: watch::Sender<()>,
 }
 
 /// The index: newest entries first.

@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 7] = [
     &["format"],
     &["volume"],
     &["nbd"],
-    &["server"],
+    &["server", "control"],
     &["cli"],
 ];
 

@@ -8,10 +8,12 @@ use serde::Serialize;
 
 use super::arguments::{BackendOption, StatusOptions};
 use super::context::Context;
+use super::home::serving;
 use super::key_age::KeyAges;
 use super::open;
 use super::outcome::Failure;
 use super::size::show_size;
+use crate::control::protocol::Status as Serving;
 use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::store::Access;
@@ -159,6 +161,9 @@ struct StatusReport {
     keys: KeyAges,
     /// Whether the header was authenticated: with a key it was.
     authenticated: bool,
+    /// The process on this host that serves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serving: Option<Serving>,
     #[serde(skip_serializing_if = "Option::is_none")]
     volume: Option<VolumeStatus>,
 }
@@ -167,6 +172,11 @@ struct StatusReport {
 pub(super) async fn status(options: &StatusOptions, context: &Context) -> Result<ExitCode, Failure> {
     let access = if options.slots.is_empty() { Access::Inspect } else { Access::ReadOnly };
     let backend = open::backend(&options.backend.backend, access).await?;
+    // A status is told without the server's, too.
+    let serving = match serving(&backend, context).await {
+        Ok(Some(mut server)) => server.status().await.ok(),
+        _ => None,
+    };
     let (header, volume) = if options.slots.is_empty() {
         (backend.header(context).await?.claimed().clone(), None)
     } else {
@@ -187,6 +197,7 @@ pub(super) async fn status(options: &StatusOptions, context: &Context) -> Result
         keyslots: header.keyslots.iter().flatten().count(),
         keys: KeyAges::of(&context.registry, &header, configured.and_then(|volume| volume.rotate_kek)),
         authenticated: volume.is_some(),
+        serving,
         volume,
     };
     context.output.result(&report, || prose(&report));
@@ -201,6 +212,13 @@ fn prose(report: &StatusReport) -> String {
         report.header_generation,
         report.keyslots
     );
+    if let Some(Serving { pid, export, state, parked, .. }) = &report.serving {
+        let waiting = if *parked == 0 { String::new() } else { format!(", {parked} requests wait") };
+        text.push_str(&format!(
+            "served             as {export:?} by process {pid}: {}{waiting}\n",
+            state.name()
+        ));
+    }
     text.push_str(&report.keys.lines());
     let Some(volume) = &report.volume else {
         text.push_str(

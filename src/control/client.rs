@@ -152,7 +152,8 @@ impl Control {
             write_line(&mut self.stream, &Request { sealbd_control: VERSION, ask }).await?;
             read_line(&mut self.stream).await?.ok_or_else(|| ErrorKind::UnexpectedEof.into())
         };
-        let answer = timeout(ANSWER_WITHIN, exchange).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
+        let answer =
+            timeout(ANSWER_WITHIN, exchange).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
         self.taken(answer)
     }
 

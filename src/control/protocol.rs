@@ -104,6 +104,18 @@ pub enum State {
     Stopped,
 }
 
+impl State {
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Suspended => "suspended",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// Why something was not done.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -144,7 +156,9 @@ impl Refusal {
 ///
 /// # Cancel safety
 /// Not cancel safe: what was read of a line is lost.
-pub async fn read_line<T: DeserializeOwned>(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<T>> {
+pub async fn read_line<T: DeserializeOwned>(
+    reader: &mut (impl AsyncBufRead + Unpin),
+) -> io::Result<Option<T>> {
     let mut line = Vec::new();
     let count = reader.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await?;
     if count == 0 {

@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use keymgmt::secret::{Dek, Secret32};
+use keymgmt::secret::Dek;
 use rustix::process::{Uid, geteuid};
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -21,7 +21,9 @@ use zeroize::Zeroizing;
 
 use super::client::socket_path;
 use super::gate::{Gate, GateState, NotRunning};
-use super::protocol::{Answer, Ask, Code, Done, Refusal, Request, State, Status, VERSION, read_line, write_line};
+use super::protocol::{
+    Answer, Ask, Code, Done, Refusal, Request, State, Status, VERSION, read_line, write_line,
+};
 use crate::private_socket::{PrivateSocketError, SocketPath, listen_private};
 use crate::volume::VolumeError;
 
@@ -92,7 +94,8 @@ async fn converse(stream: UnixStream, subject: &Subject) -> io::Result<()> {
     let peer = Uid::from_raw(stream.peer_cred()?.uid());
     let mut stream = BufReader::new(stream);
     if peer != geteuid() && !peer.is_root() {
-        let refusal = Refusal::new(Code::Refused, "only the user who serves the volume, and root, are listened to");
+        let refusal =
+            Refusal::new(Code::Refused, "only the user who serves the volume, and root, are listened to");
         return write_line(&mut stream, &Answer::Error(refusal)).await;
     }
     loop {
@@ -124,9 +127,11 @@ async fn read_key(stream: &mut BufReader<UnixStream>) -> io::Result<Dek> {
     if !stream.buffer().is_empty() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a key that came before it was asked for"));
     }
-    let mut bytes = Zeroizing::new(Box::new([0; 32]));
-    timeout(IDLE_MAX, stream.get_mut().read_exact(bytes.as_mut_slice())).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    Ok(Dek(Secret32::take(&mut bytes)))
+    let mut bytes = Zeroizing::new(vec![0; 32]);
+    timeout(IDLE_MAX, stream.get_mut().read_exact(&mut bytes))
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)??;
+    Ok(Dek::take((&mut bytes[..]).try_into().expect("32 bytes were read")))
 }
 
 impl Subject {
@@ -145,7 +150,9 @@ impl Subject {
             }
             Ask::Suspend => {
                 self.gate.suspend().await.map_err(|error| {
-                    let text = format!("suspended and the keys wiped, but the volume was not closed cleanly: {error}");
+                    let text = format!(
+                        "suspended and the keys wiped, but the volume was not closed cleanly: {error}"
+                    );
                     Refusal::new(Code::Failed, text)
                 })?;
                 Ok(Done::State(self.state()))
@@ -154,7 +161,11 @@ impl Subject {
             Ask::Resume if self.state() == State::Running => Ok(Done::State(State::Running)),
             Ask::Resume => Err(Refusal::new(Code::State, "the volume is stopped for good")),
             Ask::Stop => {
-                self.gate.stop().await;
+                // For good in any case; a last root that could not be written is replayed by the next session.
+                let closed = self.gate.close().await;
+                closed.map_err(|error| {
+                    Refusal::new(Code::Failed, format!("stopped, but not closed cleanly: {error}"))
+                })?;
                 Ok(Done::State(self.state()))
             }
         }
@@ -199,7 +210,9 @@ fn not_running(_: NotRunning) -> Refusal {
 
 fn refusal(error: &VolumeError) -> Refusal {
     let code = match error {
-        VolumeError::Refused(_) | VolumeError::Damaged { .. } | VolumeError::HeaderRollback { .. } => Code::Refused,
+        VolumeError::Refused(_) | VolumeError::Damaged { .. } | VolumeError::HeaderRollback { .. } => {
+            Code::Refused
+        }
         _ => Code::Failed,
     };
     Refusal::new(code, error.to_string())

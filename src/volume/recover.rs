@@ -173,6 +173,7 @@ impl Core {
             generation: AtomicU64::new(root.generation),
             writer_epoch: root.writer_epoch + u64::from(mode == OpenMode::ReadWrite),
             header,
+            gone: tokio::sync::watch::Sender::new(()),
         }))
     }
 
