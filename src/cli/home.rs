@@ -30,8 +30,12 @@ impl Home {
     /// Finds the volume, and the process that serves it.
     pub(super) async fn find(backend: &OsStr, context: &Context) -> Result<Self, Failure> {
         let seen = open::backend(backend, Access::Inspect).await?;
-        if let Some(server) = serving(&seen, context).await? {
-            return Ok(Self { backend: seen, server: Some(Mutex::new(server)) });
+        if let Some(mut server) = serving(&seen, context).await? {
+            // One that only reads changes nothing; the volume is in use then.
+            let status = server.status().await.map_err(|error| Failure::from(error).of(&seen.uri))?;
+            if !status.read_only {
+                return Ok(Self { backend: seen, server: Some(Mutex::new(server)) });
+            }
         }
         drop(seen);
         Ok(Self { backend: open::backend(backend, Access::ReadWrite).await?, server: None })

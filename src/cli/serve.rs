@@ -182,7 +182,8 @@ fn control_sockets(
         });
         match socket {
             Ok(socket) => sockets.push(socket),
-            Err(why) if named => {
+            // Any number of servers may share a volume that they only read; the first one has the socket.
+            Err(why) if named && !gate.info().read_only => {
                 return Err(Failure::usage(
                     format!("cannot make a control socket in {}: {why}", directory.display()),
                     "--control-directory DIR, one that you may write to, or --no-control",

@@ -84,6 +84,8 @@ pub struct Status {
     pub pid: u32,
     /// Name of the export.
     pub export: String,
+    /// Whether clients may only read; such a server changes no header either.
+    pub read_only: bool,
     /// Whether requests are answered.
     pub state: State,
     /// Since when, seconds since 1970.

@@ -24,6 +24,7 @@ use super::gate::{Gate, GateState, NotRunning};
 use super::protocol::{
     Answer, Ask, Code, Done, Refusal, Request, State, Status, VERSION, read_line, write_line,
 };
+use crate::export::Export;
 use crate::private_socket::{PrivateSocketError, SocketPath, listen_private};
 use crate::volume::VolumeError;
 
@@ -183,6 +184,7 @@ impl Subject {
             uuid: uuid::Uuid::from_bytes(self.volume).to_string(),
             pid: std::process::id(),
             export: self.export.clone(),
+            read_only: self.gate.info().read_only,
             state: self.state(),
             since,
             parked: self.gate.parked() as u64,

@@ -329,7 +329,10 @@ fn the_control_directory_is_that_of_the_variable_then_of_the_file_then_of_the_se
     desk.configure("");
     let told = |variables: &[(&str, &str)]| {
         let mut command = desk.command(&with_config(&["config", "check", "--json"]));
-        command.env_remove("RUNTIME_DIRECTORY").envs(variables.iter().copied());
+        command
+            .env_remove("SEALBD_CONTROL_DIRECTORY")
+            .env_remove("RUNTIME_DIRECTORY")
+            .envs(variables.iter().copied());
         let ended = Ended::of(outcome(&mut command), &["config check"]);
         ended.object()["control_directory"].clone()
     };
