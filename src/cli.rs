@@ -102,6 +102,7 @@ pub fn main() -> ExitCode {
     let trail = Trail::new(
         Log::new(AuditSettings::resolve(settings.audit_path.as_deref())),
         arguments.command.audited(),
+        arguments.command.is_dry_run(),
         arguments.command.backend().map(|backend| backend.to_string_lossy().into_owned()),
         request_id.clone(),
         output,

@@ -130,6 +130,8 @@ pub enum Outcome {
     Started,
     /// It was done.
     Done,
+    /// A dry run: it could have been done, and nothing was changed.
+    Tried,
     /// It failed.
     Failed,
     /// Not the verb's own: what stood at the end of the log was no record and is kept before this one.
@@ -143,6 +145,7 @@ impl Outcome {
         match self {
             Self::Started => "started",
             Self::Done => "done",
+            Self::Tried => "tried",
             Self::Failed => "failed",
             Self::Recovered => "recovered",
         }

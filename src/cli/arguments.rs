@@ -259,6 +259,24 @@ impl Command {
         }
     }
 
+    /// Whether nothing is to be changed.
+    pub(super) fn is_dry_run(&self) -> bool {
+        match self {
+            Self::Key(
+                KeyCommand::Add(KeyAddOptions { dry_run, .. })
+                | KeyCommand::Ensure(KeyAddOptions { dry_run, .. })
+                | KeyCommand::Change(KeyAddOptions { dry_run, .. })
+                | KeyCommand::Remove(KeyRemoveOptions { dry_run, .. })
+                | KeyCommand::Kill(KeyKillOptions { dry_run, .. })
+                | KeyCommand::Priority(KeyPriorityOptions { dry_run, .. }),
+            )
+            | Self::Rotate(RotateOptions { dry_run, .. })
+            | Self::Revoke(RevokeOptions { dry_run, .. })
+            | Self::Erase(EraseOptions { dry_run, .. }) => *dry_run,
+            _ => false,
+        }
+    }
+
     /// Whether standard output carries something else than a report.
     pub(super) fn owns_stdout(&self) -> bool {
         match self {

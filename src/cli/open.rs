@@ -116,6 +116,9 @@ impl Backend {
         let unlocked = copies.unlock(context.engine, managers).await;
         managers.iter().flat_map(|manager| manager.notes()).for_each(|note| context.output.note(&note));
         let unlocked = unlocked.map_err(failed)?;
+        for why in &unlocked.failed_slots {
+            context.output.note(&format!("{}: {why}; slot {} opens it", self.uri, unlocked.slot));
+        }
         opened_by(&unlocked, context);
         check_pin(&unlocked).map_err(|failure| failure.of(&self.uri))?;
         Ok(unlocked)

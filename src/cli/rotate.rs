@@ -51,7 +51,7 @@ pub(super) struct Rotated {
     manager: &'static str,
     from: Version,
     to: Option<Version>,
-    /// What became of the old version: `kept`, `destroyed`, or why it could not be.
+    /// What became of the old version: `kept`, `destroyed`, `would be destroyed` or why it could not be.
     old: String,
 }
 
@@ -217,7 +217,8 @@ async fn rotate_slot(
     let slot_type = old.key.slot_type;
     let from = Version::of(context.registry.describe(&old.key)?);
     let manager = manager_of(opened, &old).await?;
-    let report = Rotated { slot: number, manager: slot_type.name(), from, to: None, old: "kept".into() };
+    let fate = if wanted.dry_run && wanted.retire_old { "would be destroyed" } else { "kept" };
+    let report = Rotated { slot: number, manager: slot_type.name(), from, to: None, old: fate.into() };
     if wanted.dry_run {
         return Ok(report);
     }

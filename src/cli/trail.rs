@@ -22,6 +22,7 @@ pub(super) struct Trail {
     log: Log,
     /// The verb as it stands in the log; `None` for one that is not recorded.
     verb: Option<&'static str>,
+    dry_run: bool,
     request: RequestId,
     output: Output,
     state: Mutex<State>,
@@ -52,12 +53,13 @@ impl Trail {
     pub(super) fn new(
         log: Log,
         verb: Option<&'static str>,
+        dry_run: bool,
         backend: Option<String>,
         request: RequestId,
         output: Output,
     ) -> Self {
         let state = State { first: Subject { backend, ..Subject::default() }, ..State::default() };
-        Self { log, verb, request, output, state: Mutex::new(state) }
+        Self { log, verb, dry_run, request, output, state: Mutex::new(state) }
     }
 
     /// Where this command is recorded, and where others of this user are.
@@ -155,7 +157,11 @@ impl Trail {
 
     /// Records an end. What happened has happened, so a log that cannot be written is only told.
     fn tell(&self, subject: &Subject, failed: Option<(&'static str, u8)>) {
-        let outcome = if failed.is_some() { Outcome::Failed } else { Outcome::Done };
+        let outcome = match failed {
+            Some(_) => Outcome::Failed,
+            None if self.dry_run => Outcome::Tried,
+            None => Outcome::Done,
+        };
         if let Err(error) = self.write(subject, outcome, failed) {
             self.output.note(&format!("the end is not recorded: {error}"));
         }

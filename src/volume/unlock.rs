@@ -33,6 +33,9 @@ pub struct Unlocked {
     pub dek: Dek,
     /// The keyslot that yielded it.
     pub slot: usize,
+    /// Keyslots tried before it that should have opened and did not, each with why: their key manager failed,
+    /// or they were altered.
+    pub failed_slots: Vec<String>,
 }
 
 /// Reads both copies.
@@ -181,7 +184,7 @@ impl HeaderCopies {
         let header = copy
             .verify(&keys)
             .map_err(|source| VolumeError::damaged("header", HEADER_OFFSETS[number], source))?;
-        Ok(Unlocked { header, keys: Arc::new(keys), dek, slot })
+        Ok(Unlocked { header, keys: Arc::new(keys), dek, slot, failed_slots: reasons.failed })
     }
 }
 
@@ -189,6 +192,8 @@ impl HeaderCopies {
 #[derive(Default)]
 struct Reasons {
     lines: Vec<String>,
+    /// Those of slots that should have opened.
+    failed: Vec<String>,
     unreachable: bool,
     denied: bool,
     too_costly: bool,
@@ -205,12 +210,17 @@ impl Reasons {
             | KeyError::Settings(_)
             | KeyError::Unsupported(_) => {}
         }
-        self.lines.push(format!("{slot}: {error}"));
+        self.fail(format!("{slot}: {error}"));
+    }
+
+    fn fail(&mut self, line: String) {
+        self.failed.push(line.clone());
+        self.lines.push(line);
     }
 
     /// What may be mended by trying again comes first, then what others have to mend.
     fn into_error(self) -> VolumeError {
-        let Self { mut lines, unreachable, denied, too_costly } = self;
+        let Self { mut lines, unreachable, denied, too_costly, failed: _ } = self;
         if lines.is_empty() {
             lines.push("no keyslot is in use".into());
         }
@@ -243,7 +253,7 @@ async fn try_slot(
                 if keys.commit().ct_eq(&slot.commit).into() {
                     return Some((dek, keys));
                 }
-                reasons.lines.push(format!("{name}: the keyslot was altered (commitment differs)"));
+                reasons.fail(format!("{name}: the keyslot was altered (commitment differs)"));
             }
             Ok(None) => reasons.lines.push(format!("{name}: the key does not fit")),
             Err(error) => reasons.add(&name, &error),
