@@ -68,6 +68,14 @@ pub enum ResumeError {
         /// What the volume had when it was suspended.
         known: u64,
     },
+    /// The store was put back to a state from before the volume was suspended.
+    #[error("the log on the store ends with chunk {found}, and {known} had been answered (rollback)")]
+    DataRollback {
+        /// Number of the last chunk that was found.
+        found: u64,
+        /// Number of the last one that was answered.
+        known: u64,
+    },
     /// The volume was stopped, or is about to be.
     #[error("the volume is being closed for good")]
     Stopped,
@@ -121,6 +129,8 @@ struct Identity {
     export_bytes: u64,
     /// The newest header generation that was in use.
     header_generation: u64,
+    /// Number of the last chunk of the log that took effect.
+    log_seq: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -135,7 +145,7 @@ impl Gate {
     /// The gate must be given the only clone of the volume: keys live as long as any of them.
     #[must_use]
     pub fn new(volume: Volume, store: Arc<dyn SlotStore>, engine: Engine) -> Self {
-        let identity = Identity::of(volume.header());
+        let identity = Identity::of(&volume);
         let inner = Inner {
             store,
             engine,
@@ -309,7 +319,12 @@ impl Inner {
         }
         let (header, keys) = self.unlock(dek, &control.identity).await?;
         let volume = Volume::open_authentic(Arc::clone(&self.store), header, keys, self.mode).await?;
-        control.identity = Identity::of(volume.header());
+        let (found, known) = (volume.log_seq(), control.identity.log_seq);
+        if found < known {
+            control.abandon(volume).await?;
+            return Err(ResumeError::DataRollback { found, known });
+        }
+        control.identity = Identity::of(&volume);
         *self.info.lock().unwrap_or_else(PoisonError::into_inner) = volume.info();
         control.wiped = None;
         let mut slot = control.barrier.take().expect("held while suspended");
@@ -389,9 +404,19 @@ impl Control {
         self.identity.header_generation = volume.header_generation().await;
         self.wiped = Some(volume.keys_wiped());
         let closed = volume.close().await;
+        self.identity.log_seq = volume.log_seq();
         drop(volume);
         let wiped = self.keys_are_wiped().await;
         closed.and(wiped)
+    }
+
+    /// Wipes the keys of a volume that was opened and must not be used.
+    async fn abandon(&mut self, volume: Volume) -> Result<(), VolumeError> {
+        self.wiped = Some(volume.keys_wiped());
+        // Its last root does not matter: nobody was answered.
+        let _ = volume.close().await;
+        drop(volume);
+        self.keys_are_wiped().await
     }
 
     async fn keys_are_wiped(&mut self) -> Result<(), VolumeError> {
@@ -405,9 +430,9 @@ impl Control {
 }
 
 impl Identity {
-    fn of(header: &Header) -> Self {
-        let &Header { volume, export_bytes, generation: header_generation, .. } = header;
-        Self { volume, export_bytes, header_generation }
+    fn of(volume: &Volume) -> Self {
+        let &Header { volume: uuid, export_bytes, generation: header_generation, .. } = volume.header();
+        Self { volume: uuid, export_bytes, header_generation, log_seq: volume.log_seq() }
     }
 }
 

@@ -25,9 +25,20 @@ impl Volume {
         KeysWiped(self.core.gone.subscribe())
     }
 
+    /// The keys, for a test to see that they are gone.
+    #[cfg(test)]
+    pub(crate) fn keys(&self) -> std::sync::Weak<crate::cipher::VolumeKeys> {
+        std::sync::Arc::downgrade(&self.core.keys)
+    }
+
     /// What it was opened for.
     pub(crate) fn mode(&self) -> OpenMode {
         self.core.mode
+    }
+
+    /// Number of the last chunk of the log that took effect; it never goes back.
+    pub(crate) fn log_seq(&self) -> u64 {
+        self.core.queue().completed_seq()
     }
 
     /// Generation of the newest header that this volume has used.
