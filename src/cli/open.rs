@@ -114,8 +114,9 @@ impl Backend {
         self.check_uuid(copies.claimed(), context)?;
         let failed = |error| Failure::from(error).of(&self.uri);
         let unlocked = copies.unlock(context.engine, managers).await;
-        managers.iter().flat_map(|manager| manager.notes()).for_each(|note| context.output.note(&note));
         let unlocked = unlocked.map_err(failed)?;
+        // A way in that is broken is mended while there is another one.
+        context.notes.tell(unlocked.failed.iter().map(|why| format!("{}: {why}", self.uri)));
         opened_by(&unlocked, context);
         check_pin(&unlocked).map_err(|failure| failure.of(&self.uri))?;
         Ok(unlocked)

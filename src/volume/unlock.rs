@@ -33,6 +33,8 @@ pub struct Unlocked {
     pub dek: Dek,
     /// The keyslot that yielded it.
     pub slot: usize,
+    /// Keyslots that were tried before it and whose key manager failed, each with the reason.
+    pub failed: Vec<String>,
 }
 
 /// Reads both copies.
@@ -170,9 +172,12 @@ impl HeaderCopies {
         let mut reasons = Reasons::default();
         let mut opened = None;
         for (slot_number, slot) in order {
+            let failed = reasons.failed.len();
             if let Some((dek, keys)) =
                 try_slot(engine, claimed, slot_number, slot, managers, &mut reasons).await
             {
+                // Another manager of the same kind may have said no to it; the right one did not.
+                reasons.failed.truncate(failed);
                 opened = Some((dek, keys, slot_number));
                 break;
             }
@@ -181,7 +186,7 @@ impl HeaderCopies {
         let header = copy
             .verify(&keys)
             .map_err(|source| VolumeError::damaged("header", HEADER_OFFSETS[number], source))?;
-        Ok(Unlocked { header, keys: Arc::new(keys), dek, slot })
+        Ok(Unlocked { header, keys: Arc::new(keys), dek, slot, failed: reasons.failed })
     }
 }
 
@@ -189,6 +194,8 @@ impl HeaderCopies {
 #[derive(Default)]
 struct Reasons {
     lines: Vec<String>,
+    /// Those of managers that failed; to have no fitting key is no failure.
+    failed: Vec<String>,
     unreachable: bool,
     denied: bool,
     too_costly: bool,
@@ -206,11 +213,12 @@ impl Reasons {
             | KeyError::Unsupported(_) => {}
         }
         self.lines.push(format!("{slot}: {error}"));
+        self.failed.push(format!("{slot}: {error}"));
     }
 
     /// What may be mended by trying again comes first, then what others have to mend.
     fn into_error(self) -> VolumeError {
-        let Self { mut lines, unreachable, denied, too_costly } = self;
+        let Self { mut lines, failed: _, unreachable, denied, too_costly } = self;
         if lines.is_empty() {
             lines.push("no keyslot is in use".into());
         }
