@@ -17,6 +17,7 @@ mod format;
 mod header;
 mod header_check;
 mod home;
+mod inherited;
 mod inspect;
 mod interrupt;
 mod key;
@@ -25,6 +26,7 @@ mod kms;
 mod known;
 mod list;
 mod named;
+mod noted;
 mod open;
 mod outcome;
 mod output;
@@ -32,6 +34,7 @@ mod prometheus;
 mod revoke;
 mod rotate;
 mod rotate_all;
+mod rotate_report;
 mod serve;
 mod settings;
 mod size;
@@ -50,6 +53,7 @@ use keymgmt::request::RequestId;
 
 use arguments::{Arguments, Command, ConfigCommand, KeyCommand};
 use context::Context;
+use noted::Notes;
 use outcome::Failure;
 use output::Output;
 use settings::Settings;
@@ -60,6 +64,7 @@ use crate::audit::{Log, Settings as AuditSettings};
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
+    inherited::keep_from_children();
     let (words, renamed) = arguments::native_spelling(std::env::args_os());
     let mut arguments = match Arguments::try_parse_from(&words) {
         Ok(arguments) => arguments,
@@ -107,7 +112,8 @@ pub fn main() -> ExitCode {
         request_id.clone(),
         output,
     );
-    let context = Context { output, engine, hygiene, registry, settings, request_id, trail };
+    let notes = Notes::new(output);
+    let context = Context { output, engine, hygiene, registry, settings, request_id, trail, notes };
     let result = runtime.block_on(run(arguments.command, arguments.config.as_deref(), &context));
     context.trail.end(&result);
     // A blocking read of a terminal or a store must not keep the process.

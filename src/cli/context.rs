@@ -10,6 +10,7 @@ use keymgmt::source::{Purpose, SecretReader};
 use keymgmt::spec::Spec;
 
 use super::deferred::Deferred;
+use super::noted::Notes;
 use super::open::prepare_new;
 use super::outcome::Failure;
 use super::output::Output;
@@ -36,11 +37,11 @@ pub(super) struct Context {
     pub(super) request_id: RequestId,
     /// What it leaves in the audit log.
     pub(super) trail: Trail,
+    /// What key managers want to be told.
+    pub(super) notes: Notes,
 }
 
 impl Context {
-    /// Key managers for the specs of `--slot`, in order. Their secrets are read now; where several open one
-    /// volume, each when its turn comes.
     /// What a keyslot is made of, for the audit log; of one that cannot be told only its type is.
     pub(super) fn described(&self, key: &WrappedKey) -> KeyDescription {
         self.registry.describe(key).unwrap_or_else(|error| KeyDescription::own(error.to_string()))
@@ -53,7 +54,8 @@ impl Context {
         }
     }
 
-    /// Key managers for the specs of `--slot`, their secrets read now, in order.
+    /// Key managers for the specs of `--slot`, in order. Their secrets are read now; where several open one
+    /// volume, each when its turn comes.
     pub(super) fn managers(
         &self,
         specs: &[String],
@@ -72,7 +74,7 @@ impl Context {
         let mut opened = Vec::with_capacity(specs.len());
         for spec in &specs {
             prepare_new(spec, purpose, &self.output)?;
-            opened.push(self.registry.open(spec, &mut opening)?);
+            opened.push(self.notes.of(self.registry.open(spec, &mut opening)?));
         }
         opening.warnings.iter().for_each(|warning| self.output.note(warning));
         Ok(opened)
@@ -87,6 +89,7 @@ impl Context {
             slot_type,
             request_id: self.request_id.clone(),
             output: self.output,
+            notes: self.notes.clone(),
             opened: OnceLock::new(),
         }))
     }

@@ -14,6 +14,7 @@ use keymgmt::secret::Dek;
 use keymgmt::source::{Purpose, SecretReader};
 use keymgmt::spec::Spec;
 
+use super::noted::Notes;
 use super::output::Output;
 use super::terminal::TerminalPrompt;
 
@@ -24,6 +25,7 @@ pub(super) struct Deferred {
     pub(super) slot_type: SlotType,
     pub(super) request_id: RequestId,
     pub(super) output: Output,
+    pub(super) notes: Notes,
     /// A failure is kept, too: what was typed wrong is not asked for again for every keyslot.
     pub(super) opened: OnceLock<Opened>,
 }
@@ -37,7 +39,7 @@ impl Deferred {
             opening.request_id = self.request_id.clone();
             let opened = self.registry.open(&self.spec, &mut opening);
             opening.warnings.iter().for_each(|warning| self.output.note(warning));
-            opened
+            opened.map(|manager| self.notes.of(manager))
         });
         opened.as_deref().map_err(Clone::clone)
     }
@@ -70,13 +72,6 @@ impl KeyManager for Deferred {
 
     fn destroy<'a>(&'a self, key: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async move { self.manager()?.destroy(key).await })
-    }
-
-    fn notes(&self) -> Vec<String> {
-        match self.opened.get() {
-            Some(Ok(manager)) => manager.notes(),
-            _ => Vec::new(),
-        }
     }
 
     fn probe(&self) -> BoxFuture<'_, Result<Health, KeyError>> {

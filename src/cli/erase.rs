@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::arguments::EraseOptions;
 use super::context::Context;
-use super::destroy::destroy_one;
+use super::destroy::{Fate, destroy_one};
 use super::inspect;
 use super::key::Opened;
 use super::known::{HeaderBackup, Known};
@@ -25,7 +25,6 @@ use super::terminal::confirm;
 use crate::format::header::Header;
 use crate::format::keyslot::Keyslot;
 use crate::volume::VolumeError;
-use crate::volume::unlock::wrap_context;
 
 /// What was erased, for those who have to prove it.
 #[derive(Serialize)]
@@ -48,6 +47,9 @@ struct Certificate {
     known_header_backups: Vec<HeaderBackup>,
     not_reached: [&'static str; 3],
     dry_run: bool,
+    /// Keys that the key manager should have destroyed and that may be there still.
+    #[serde(skip)]
+    uncertain: usize,
 }
 
 #[derive(Serialize)]
@@ -105,6 +107,7 @@ pub(super) async fn run(options: &EraseOptions, context: &Context) -> Result<Exi
         known_header_backups: known.header_backups,
         not_reached: NOT_REACHED,
         dry_run: options.dry_run,
+        uncertain: 0,
     };
     if options.dry_run {
         certificate.keyslots = erased(&header, context, |_| "would be destroyed".into());
@@ -116,8 +119,26 @@ pub(super) async fn run(options: &EraseOptions, context: &Context) -> Result<Exi
         write(file, path, &certificate)?;
     }
     context.output.result(&certificate, || prose(&certificate));
-    let partly = certificate.keyslots.iter().any(|slot| slot.kek.starts_with("failed"));
-    Ok(if partly { ExitCode::from(super::outcome::EXIT_PARTLY) } else { ExitCode::SUCCESS })
+    if certificate.uncertain == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let failure = Failure::partly(
+        format!(
+            "no keyslot is left; of {} keys it is not certain that the key manager destroyed them",
+            certificate.uncertain
+        ),
+        "destroy the keys that the report names by the key manager's own tools",
+    );
+    context.trail.failed(&failure);
+    context.output.tell(&failure);
+    Ok(ExitCode::from(failure.exit))
+}
+
+/// What became of the key of a keyslot.
+struct Gone {
+    kek: String,
+    /// Not, where the key manager failed or only said no.
+    certain: bool,
 }
 
 async fn erase(
@@ -134,20 +155,22 @@ async fn erase(
     certificate.serving = opened.home.end_serving(true).await?;
     let refused = opened.home.copies(context).await?.unlock(context.engine, &opened.managers).await;
     certificate.verified = matches!(refused, Err(VolumeError::NoKeyFits(_)));
+    // No keyslot is left, so none of this volume needs any of them.
+    let empty = opened.unlocked.header.clone();
     let mut fates = Vec::new();
     for slot in header.keyslots.iter().flatten() {
         let own = matches!(slot.key.slot_type, SlotType::Passphrase | SlotType::Keyfile | SlotType::Recovery);
         fates.push(match own {
-            true => "the user's own secret".to_owned(),
-            false => match destroy_one(&opened.managers, &slot.key, wrap_context(header)).await {
-                Ok(Some(None)) => "destroyed".to_owned(),
-                Ok(Some(Some(why))) => why,
-                Ok(None) => "not destroyed: its key manager was not given".to_owned(),
-                Err(error) => format!("failed: {error}"),
+            true => Gone { kek: "the user's own secret".to_owned(), certain: true },
+            false => match destroy_one(&opened.managers, &slot.key, &empty, context).await {
+                Fate::Denied(why) => Gone { kek: Fate::Denied(why).text(), certain: false },
+                Fate::Failed(failure) => Gone { kek: Fate::Failed(failure).text(), certain: false },
+                fate => Gone { kek: fate.text(), certain: true },
             },
         });
     }
-    let mut fates = fates.into_iter();
+    certificate.uncertain = fates.iter().filter(|gone| !gone.certain).count();
+    let mut fates = fates.into_iter().map(|gone| gone.kek);
     certificate.keyslots = erased(header, context, |_| fates.next().unwrap_or_default());
     Ok(())
 }

@@ -22,6 +22,7 @@ use crate::audit::ChangeKind;
 use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::store::Access;
+use crate::volume::VolumeError;
 use crate::volume::create::{free_keyslot, wrap_keyslot};
 use crate::volume::unlock::Unlocked;
 
@@ -221,7 +222,8 @@ pub(super) async fn ensure(options: &KeyAddOptions, context: &Context) -> Result
                 report.prose = format!("Slot {slot} has that key already; nothing to do");
                 return report.tell(context);
             }
-            Err(crate::volume::VolumeError::NoKeyFits(_)) => {}
+            // Another manager's keyslot of the same kind is denied, and that is no reason not to add this one.
+            Err(VolumeError::NoKeyFits(_) | VolumeError::KeyManagerDenied(_)) => {}
             Err(error) => return Err(Failure::from(error).of(opened.home.name())),
         }
     }

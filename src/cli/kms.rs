@@ -153,7 +153,7 @@ fn open(provider: &Provider, context: &Context) -> keymgmt::registry::Opened {
     opening.request_id = context.request_id.clone();
     let opened = provider.open(None, &mut opening);
     opening.warnings.iter().for_each(|warning| context.output.note(warning));
-    opened
+    opened.map(|manager| context.notes.of(manager))
 }
 
 fn wanted<'c>(options: &KmsOptions, context: &'c Context) -> Result<Vec<&'c Provider>, Failure> {

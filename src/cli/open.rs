@@ -114,11 +114,10 @@ impl Backend {
         self.check_uuid(copies.claimed(), context)?;
         let failed = |error| Failure::from(error).of(&self.uri);
         let unlocked = copies.unlock(context.engine, managers).await;
-        managers.iter().flat_map(|manager| manager.notes()).for_each(|note| context.output.note(&note));
         let unlocked = unlocked.map_err(failed)?;
-        for why in &unlocked.failed_slots {
-            context.output.note(&format!("{}: {why}; slot {} opens it", self.uri, unlocked.slot));
-        }
+        // A way in that is broken is mended while there is another one.
+        let failed = unlocked.failed_slots.iter();
+        context.notes.tell(failed.map(|why| format!("{}: {why}; slot {} opens it", self.uri, unlocked.slot)));
         opened_by(&unlocked, context);
         check_pin(&unlocked).map_err(|failure| failure.of(&self.uri))?;
         Ok(unlocked)

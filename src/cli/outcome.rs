@@ -30,7 +30,7 @@ const EXIT_REFUSED: u8 = 13;
 pub(super) const EXIT_PARTLY: u8 = 14;
 
 /// Why a command failed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub(super) exit: u8,
     /// A word for programs.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::arguments::RevokeOptions;
 use super::context::Context;
-use super::destroy::destroy_parked;
+use super::destroy::{Fate, destroy_parked};
 use super::inspect;
 use super::key::Opened;
 use super::outcome::Failure;
@@ -53,23 +53,48 @@ pub(super) async fn run(options: &RevokeOptions, context: &Context) -> Result<Ex
         request_id: context.request_id.to_string(),
         dry_run: options.dry_run,
     };
+    let mut failed = None;
     if !options.dry_run {
         context.trail.begin()?;
-        report.kek = withdraw(&mut opened, number, proof, context).await?;
+        let fate = withdraw(&mut opened, number, proof, context).await?;
+        report.kek =
+            fate.as_ref().map_or("not destroyed: the user's own secret".into(), |fate| told(fate, number));
         report.header_generation = opened.unlocked.header.generation;
+        // Whatever the key manager says: the keyslot is gone.
         report.serving = opened.home.end_serving(options.now).await?;
+        if let Some(Fate::Failed(failure)) = fate {
+            failed = Some(failure);
+        }
     }
     context.output.result(&report, || prose(&report));
-    Ok(ExitCode::SUCCESS)
+    let Some(Failure { message, .. }) = failed else { return Ok(ExitCode::SUCCESS) };
+    let failure = Failure::partly(
+        format!("keyslot {number} opens nothing any more; its key is not destroyed yet: {message}"),
+        format!("sealbd revoke BACKEND --key-slot {number} once more, when the key manager answers"),
+    );
+    context.trail.failed(&failure);
+    context.output.tell(&failure);
+    Ok(ExitCode::from(failure.exit))
 }
 
-/// Takes the keyslot out of use, then its key; tells what became of that.
+/// What became of the key of the keyslot.
+fn told(fate: &Fate, number: usize) -> String {
+    let text = fate.text();
+    match fate {
+        Fate::Destroyed | Fate::Kept(_) | Fate::Denied(_) => text,
+        Fate::Waits(_) | Fate::NotGiven | Fate::Failed(_) => format!(
+            "{text}; revoke or rotate --kek with --slot kms:PROVIDER does it (keyslot {number} opens nothing meanwhile)"
+        ),
+    }
+}
+
+/// Takes the keyslot out of use, then its key; tells what became of that, unless it is the user's own.
 async fn withdraw(
     opened: &mut Opened,
     number: usize,
     proof: usize,
     context: &Context,
-) -> Result<String, Failure> {
+) -> Result<Option<Fate>, Failure> {
     let mut header = opened.unlocked.header.clone();
     let slot_type = opened.keyslot(number)?.key.slot_type;
     let own = matches!(slot_type, SlotType::Passphrase | SlotType::Keyfile | SlotType::Recovery);
@@ -82,17 +107,11 @@ async fn withdraw(
     opened.commit(header, Some(proof), context).await?;
     opened.home.refuse_older(&opened.unlocked).await?;
     if own {
-        return Ok("not destroyed: the user's own secret".into());
+        return Ok(None);
     }
-    let done = destroy_parked(opened, context).await?;
-    Ok(match done.into_iter().find(|(place, _)| *place == number) {
-        Some((_, None)) => "destroyed".into(),
-        Some((_, Some(why))) => why,
-        None => format!(
-            "not destroyed: its key manager was not given; sealbd rotate --kek or revoke with --slot kms:PROVIDER \
-             does it (keyslot {number} opens nothing meanwhile)"
-        ),
-    })
+    let fates = destroy_parked(opened, context).await?;
+    let fate = fates.into_iter().find(|(place, _)| *place == number);
+    Ok(Some(fate.map_or(Fate::NotGiven, |(_, fate)| fate)))
 }
 
 fn prose(report: &Report) -> String {

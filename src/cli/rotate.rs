@@ -9,77 +9,19 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use keymgmt::manager::{KeyDescription, SlotType};
-use serde::Serialize;
+use keymgmt::manager::{KeyError, SlotType};
 
 use super::arguments::{BackendOption, RotateOptions};
 use super::context::Context;
-use super::destroy::destroy_parked;
+use super::destroy::{Fate, destroy_parked};
 use super::inspect;
 use super::key::{Opened, PHASES};
 use super::outcome::Failure;
 use super::rotate_all;
+use super::rotate_report::{Failed, Finished, RotateReport, Rotated, Skipped, Version, Why, prose};
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::volume::create::{free_keyslot, wrap_keyslot};
 use crate::volume::unlock::wrap_context;
-
-/// What was done to one volume.
-#[derive(Serialize)]
-pub(super) struct RotateReport {
-    pub(super) volume: String,
-    uuid: String,
-    op: &'static str,
-    pub(super) rotated: Vec<Rotated>,
-    pub(super) skipped: Vec<Skipped>,
-    /// Old versions of runs that were cut off.
-    finished: Vec<usize>,
-    phases: Vec<&'static str>,
-    header_generation: u64,
-    /// Never: only the key was wrapped anew.
-    data_rewritten: bool,
-    /// The volume opens by every rotated keyslot.
-    reopened_ok: bool,
-    duration_ms: u128,
-    request_id: String,
-    dry_run: bool,
-}
-
-/// A keyslot whose key has a new version.
-#[derive(Serialize)]
-pub(super) struct Rotated {
-    slot: usize,
-    manager: &'static str,
-    from: Version,
-    to: Option<Version>,
-    /// What became of the old version: `kept`, `destroyed`, `would be destroyed` or why it could not be.
-    old: String,
-}
-
-/// A keyslot that was left as it is.
-#[derive(Serialize)]
-pub(super) struct Skipped {
-    slot: usize,
-    manager: &'static str,
-    reason: String,
-}
-
-#[derive(Serialize, PartialEq, Eq)]
-struct Version {
-    key_id: Option<String>,
-    version: Option<String>,
-}
-
-impl Version {
-    fn of(described: KeyDescription) -> Self {
-        let KeyDescription { key_id, version, text: _ } = described;
-        Self { key_id, version }
-    }
-
-    fn text(&self) -> String {
-        let parts: Vec<&str> = self.key_id.iter().chain(&self.version).map(String::as_str).collect();
-        if parts.is_empty() { "unnamed".into() } else { parts.join(" version ") }
-    }
-}
 
 /// What to rotate in a volume.
 #[derive(Clone, Copy)]
@@ -88,9 +30,11 @@ pub(super) struct Wanted {
     pub(super) older_than: Option<Duration>,
     pub(super) retire_old: bool,
     pub(super) dry_run: bool,
+    /// One volume of all.
+    pub(super) fleet: bool,
 }
 
-/// Runs the command.
+/// Runs the command: exit 14 when some keyslot was rotated and another one failed.
 pub(super) async fn run(options: &RotateOptions, context: &Context) -> Result<ExitCode, Failure> {
     if options.dek {
         return Err(Failure::refused(
@@ -105,15 +49,26 @@ pub(super) async fn run(options: &RotateOptions, context: &Context) -> Result<Ex
         ));
     }
     let RotateOptions { key_slot, older_than, retire_old, dry_run, .. } = *options;
-    let wanted = Wanted { key_slot, older_than, retire_old, dry_run };
+    let fleet = options.backend.is_none();
+    let wanted = Wanted { key_slot, older_than, retire_old, dry_run, fleet };
     let Some(backend) = &options.backend else { return rotate_all::run(wanted, context).await };
     let backend = BackendOption { backend: backend.clone() };
     let report = Box::pin(rotate(&backend, &options.slots, wanted, context)).await?;
     context.output.result(&report, || prose(&report));
-    Ok(ExitCode::SUCCESS)
+    match report.failure() {
+        None => Ok(ExitCode::SUCCESS),
+        Some(failure) => {
+            context.trail.failed(&failure);
+            context.output.tell(&failure);
+            Ok(ExitCode::from(failure.exit))
+        }
+    }
 }
 
 /// Rotates the keys of one volume.
+///
+/// # Errors
+/// When nothing was changed. Once a keyslot was, whatever fails is in the report.
 pub(super) async fn rotate(
     backend: &BackendOption,
     slots: &[String],
@@ -122,25 +77,32 @@ pub(super) async fn rotate(
 ) -> Result<RotateReport, Failure> {
     let begun = Instant::now();
     let mut opened = Opened::find(backend, slots, context).await?;
-    let finished = if wanted.dry_run { Vec::new() } else { finish_earlier(&mut opened, context).await? };
-    let (due, skipped) = candidates(&opened, wanted)?;
-    if !wanted.dry_run && !due.is_empty() {
-        context.trail.begin()?;
+    let mut plan = plan(&opened, wanted).await?;
+    let mut finished = Vec::new();
+    if !wanted.dry_run {
+        if !plan.due.is_empty() || has_parked(&opened) {
+            context.trail.begin()?;
+        }
+        finished = finish_earlier(&mut opened, &mut plan.failed, context).await?;
     }
     let mut rotated = Vec::new();
-    for number in due {
-        rotated.push(rotate_slot(&mut opened, number, wanted, context).await?);
+    for Due { slot, manager } in plan.due {
+        match rotate_slot(&mut opened, slot, manager, wanted, context).await {
+            Ok(entry) => rotated.push(entry),
+            Err(failure) if rotated.is_empty() => return Err(failure),
+            Err(failure) => {
+                // The header on the store may be the old one or the new one: no further change on top of it.
+                plan.failed.push(Failed { slot, manager: type_of(&opened, slot), problem: failure.into() });
+                break;
+            }
+        }
     }
     let changed = !wanted.dry_run && !rotated.is_empty();
     if changed {
         opened.home.refuse_older(&opened.unlocked).await?;
     }
     if changed && wanted.retire_old {
-        for (number, why) in destroy_parked(&mut opened, context).await? {
-            if let Some(entry) = rotated.iter_mut().find(|entry| entry.old == parked(number)) {
-                entry.old = why.unwrap_or_else(|| "destroyed".into());
-            }
-        }
+        retire(&mut opened, &mut rotated, &mut plan.failed, context).await?;
     }
     let header = &opened.unlocked.header;
     Ok(RotateReport {
@@ -148,7 +110,8 @@ pub(super) async fn rotate(
         uuid: inspect::uuid_text(header),
         op: "rotate-kek",
         rotated,
-        skipped,
+        skipped: plan.skipped,
+        failed: plan.failed,
         finished,
         phases: if changed { PHASES.to_vec() } else { Vec::new() },
         header_generation: header.generation,
@@ -160,9 +123,23 @@ pub(super) async fn rotate(
     })
 }
 
-/// The keyslots to rotate, and those that are left, with the reason.
-fn candidates(opened: &Opened, wanted: Wanted) -> Result<(Vec<usize>, Vec<Skipped>), Failure> {
-    let (mut due, mut skipped) = (Vec::new(), Vec::new());
+/// A keyslot to rotate, and the manager that opens it.
+struct Due {
+    slot: usize,
+    manager: usize,
+}
+
+/// What is to be done, found out before anything is.
+struct Plan {
+    due: Vec<Due>,
+    skipped: Vec<Skipped>,
+    failed: Vec<Failed>,
+}
+
+/// Which keyslots are to be rotated, by which manager, and those that are left, with the reason.
+async fn plan(opened: &Opened, wanted: Wanted) -> Result<Plan, Failure> {
+    let mut plan = Plan { due: Vec::new(), skipped: Vec::new(), failed: Vec::new() };
+    let mut first_failure = None;
     if let Some(number) = wanted.key_slot {
         opened.keyslot(number)?;
     }
@@ -172,53 +149,76 @@ fn candidates(opened: &Opened, wanted: Wanted) -> Result<(Vec<usize>, Vec<Skippe
             continue;
         }
         let manager = slot.key.slot_type.name();
-        let given = opened.managers.iter().any(|manager| manager.slot_type() == slot.key.slot_type);
-        let reason = match slot.key.slot_type {
-            SlotType::Passphrase | SlotType::Keyfile | SlotType::Recovery => {
-                Some("your own secret: sealbd key change".to_owned())
+        let mut skip =
+            |why: Why| plan.skipped.push(Skipped { slot: number, manager, reason: why.text(), why });
+        let own = matches!(slot.key.slot_type, SlotType::Passphrase | SlotType::Keyfile | SlotType::Recovery);
+        if own {
+            skip(Why::OwnSecret);
+        } else if let Some(age) = younger(slot, wanted.older_than) {
+            skip(Why::Young(age));
+        } else {
+            match manager_of(opened, slot).await {
+                Ok(Some(manager)) => plan.due.push(Due { slot: number, manager }),
+                Ok(None) => skip(Why::NoManager),
+                Err(error) => {
+                    let failure = Failure::from(error).of(format!("slot {number} ({manager})"));
+                    first_failure = first_failure.or(Some(failure.clone()));
+                    plan.failed.push(Failed { slot: number, manager, problem: failure.into() });
+                }
             }
-            _ if !given => Some("no such key manager was given".to_owned()),
-            _ => younger(slot, wanted.older_than),
-        };
-        match reason {
-            None => due.push(number),
-            Some(reason) => skipped.push(Skipped { slot: number, manager, reason }),
         }
     }
-    let nothing_to_rotate = skipped.iter().all(|skipped| !skipped.reason.starts_with("made "));
-    if due.is_empty() && nothing_to_rotate {
-        let why: Vec<String> =
-            skipped.iter().map(|s| format!("slot {} ({}): {}", s.slot, s.manager, s.reason)).collect();
-        return Err(Failure::refused(
-            format!("no keyslot is kept by a key manager that was given: {}", why.join("; ")),
-            "sealbd rotate BACKEND --kek --slot kms:PROVIDER; sealbd key list BACKEND shows the keyslots",
-        ));
+    if !plan.due.is_empty() || has_parked(opened) && !wanted.dry_run {
+        return Ok(plan);
     }
-    Ok((due, skipped))
+    if let Some(failure) = first_failure {
+        return Err(failure.of(opened.home.name()));
+    }
+    let kept_well = |skipped: &Skipped| match skipped.why {
+        Why::Young(_) => true,
+        // Of a fleet some volumes may have no key manager; who names such a volume has made a mistake.
+        Why::OwnSecret => wanted.fleet,
+        Why::NoManager => false,
+    };
+    if plan.skipped.iter().any(kept_well) && plan.skipped.iter().all(|s| !matches!(s.why, Why::NoManager)) {
+        return Ok(plan);
+    }
+    let why: Vec<String> =
+        plan.skipped.iter().map(|s| format!("slot {} ({}): {}", s.slot, s.manager, s.reason)).collect();
+    Err(Failure::refused(
+        format!("no keyslot is kept by a key manager that was given: {}", why.join("; ")),
+        "sealbd rotate BACKEND --kek --slot kms:PROVIDER; sealbd key list BACKEND shows the keyslots",
+    ))
 }
 
-fn younger(slot: &Keyslot, older_than: Option<Duration>) -> Option<String> {
+/// How old a keyslot is that is younger than it must be.
+fn younger(slot: &Keyslot, older_than: Option<Duration>) -> Option<Duration> {
     let made = UNIX_EPOCH + Duration::from_secs(slot.created);
     // A keyslot from the future has no age.
     let age = SystemTime::now().duration_since(made).unwrap_or_default();
     let age = Duration::from_secs(age.as_secs());
-    older_than
-        .is_some_and(|limit| age < limit)
-        .then(|| format!("made {} ago", humantime::format_duration(age)))
+    older_than.is_some_and(|limit| age < limit).then_some(age)
 }
 
 async fn rotate_slot(
     opened: &mut Opened,
     number: usize,
+    manager: usize,
     wanted: Wanted,
     context: &Context,
 ) -> Result<Rotated, Failure> {
     let old = opened.keyslot(number)?.clone();
     let slot_type = old.key.slot_type;
     let from = Version::of(context.registry.describe(&old.key)?);
-    let manager = manager_of(opened, &old).await?;
-    let fate = if wanted.dry_run && wanted.retire_old { "would be destroyed" } else { "kept" };
-    let report = Rotated { slot: number, manager: slot_type.name(), from, to: None, old: fate.into() };
+    let old_stays = if wanted.retire_old { "to be destroyed" } else { "kept" };
+    let report = Rotated {
+        slot: number,
+        manager: slot_type.name(),
+        from,
+        to: None,
+        old: old_stays.into(),
+        parked: None,
+    };
     if wanted.dry_run {
         return Ok(report);
     }
@@ -239,73 +239,78 @@ async fn rotate_slot(
     if wanted.retire_old {
         let place = free_keyslot(&next)?;
         next.keyslots[place] = Some(Keyslot { state: KeyslotState::Destroyed, ..old });
-        report.old = parked(place);
+        report.parked = Some(place);
     }
     opened.commit(next, Some(number), context).await?;
     Ok(report)
 }
 
-/// The manager that opens a keyslot.
-async fn manager_of(opened: &Opened, slot: &Keyslot) -> Result<usize, Failure> {
+/// The manager that opens a keyslot; none when those that were given do not know it.
+async fn manager_of(opened: &Opened, slot: &Keyslot) -> Result<Option<usize>, KeyError> {
     let mut last = None;
     for (index, manager) in opened.managers.iter().enumerate() {
         if manager.slot_type() != slot.key.slot_type {
             continue;
         }
         match manager.unwrap(&slot.key, wrap_context(&opened.unlocked.header)).await {
-            Ok(Some(dek)) if dek.matches(&opened.unlocked.dek) => return Ok(index),
+            Ok(Some(dek)) if dek.matches(&opened.unlocked.dek) => return Ok(Some(index)),
             Ok(_) => {}
             Err(error) => last = Some(error),
         }
     }
-    Err(last.map_or_else(
-        || {
-            let name = slot.key.slot_type.name();
-            Failure::no_key(
-                format!("no {name} that was given opens its keyslot, so none may rotate it"),
-                "sealbd key test BACKEND --slot SPEC",
-            )
-        },
-        Failure::from,
-    ))
+    last.map_or(Ok(None), Err)
 }
 
-/// Stands in a report until the old version is destroyed.
-fn parked(place: usize) -> String {
-    format!("still in keyslot {place}")
+/// Destroys the old versions, and notes what became of each.
+async fn retire(
+    opened: &mut Opened,
+    rotated: &mut [Rotated],
+    failed: &mut Vec<Failed>,
+    context: &Context,
+) -> Result<(), Failure> {
+    for (number, fate) in destroy_parked(opened, context).await? {
+        let Some(entry) = rotated.iter_mut().find(|entry| entry.parked == Some(number)) else { continue };
+        entry.old = waiting(number, &fate);
+        if let Fate::Failed(failure) = fate {
+            failed.push(Failed { slot: number, manager: type_of(opened, number), problem: failure.into() });
+        }
+    }
+    Ok(())
 }
 
 /// Destroys what earlier runs left to be destroyed.
-async fn finish_earlier(opened: &mut Opened, context: &Context) -> Result<Vec<usize>, Failure> {
-    let waiting = opened.unlocked.header.keyslots.iter().flatten();
-    if !waiting.into_iter().any(|slot| slot.state == KeyslotState::Destroyed) {
+async fn finish_earlier(
+    opened: &mut Opened,
+    failed: &mut Vec<Failed>,
+    context: &Context,
+) -> Result<Vec<Finished>, Failure> {
+    if !has_parked(opened) {
         return Ok(Vec::new());
     }
-    let done = destroy_parked(opened, context).await?;
-    Ok(done.into_iter().map(|(number, _)| number).collect())
+    let mut finished = Vec::new();
+    for (slot, fate) in destroy_parked(opened, context).await? {
+        finished.push(Finished { slot, old: waiting(slot, &fate) });
+        if let Fate::Failed(failure) = fate {
+            failed.push(Failed { slot, manager: type_of(opened, slot), problem: failure.into() });
+        }
+    }
+    Ok(finished)
 }
 
-/// The report for people.
-pub(super) fn prose(report: &RotateReport) -> String {
-    let mut text = String::new();
-    for Rotated { slot, manager, from, to, old } in &report.rotated {
-        let to = to.as_ref().map_or_else(|| "a new version (dry run)".to_owned(), Version::text);
-        text.push_str(&format!(
-            "Slot {slot} {manager}: {} → {to}, tested: unwraps; old version {old}\n",
-            from.text()
-        ));
+/// What became of an old version, and where it waits if it does.
+fn waiting(number: usize, fate: &Fate) -> String {
+    match fate {
+        Fate::Destroyed | Fate::Kept(_) | Fate::Denied(_) => fate.text(),
+        Fate::Waits(_) | Fate::NotGiven | Fate::Failed(_) => {
+            format!("{}; it waits in keyslot {number}, which opens nothing", fate.text())
+        }
     }
-    for number in &report.finished {
-        text.push_str(&format!("Slot {number}: what an earlier rotation left is destroyed\n"));
-    }
-    for Skipped { slot, manager, reason } in &report.skipped {
-        text.push_str(&format!("Slot {slot} {manager}: left ({reason})\n"));
-    }
-    if report.rotated.is_empty() {
-        text.push_str("nothing was due\n");
-    } else if !report.dry_run {
-        text.push_str("No data was rewritten; older copies of the header are refused from now on\n");
-    }
-    text.push_str(&format!("header generation {}", report.header_generation));
-    text
+}
+
+fn has_parked(opened: &Opened) -> bool {
+    opened.unlocked.header.keyslots.iter().flatten().any(|slot| slot.state == KeyslotState::Destroyed)
+}
+
+fn type_of(opened: &Opened, number: usize) -> &'static str {
+    opened.keyslot(number).map_or("", |slot| slot.key.slot_type.name())
 }

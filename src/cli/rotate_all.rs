@@ -10,7 +10,8 @@ use super::context::Context;
 use super::list::Problem;
 use super::named;
 use super::outcome::Failure;
-use super::rotate::{RotateReport, Wanted, prose, rotate};
+use super::rotate::{Wanted, rotate};
+use super::rotate_report::{RotateReport, prose};
 use super::settings::VolumeSettings;
 
 #[derive(Serialize)]
@@ -46,19 +47,24 @@ pub(super) async fn run(wanted: Wanted, context: &Context) -> Result<ExitCode, F
     let mut entries = Vec::with_capacity(volumes.len());
     for volume in volumes {
         bar.set_message(volume.name.clone());
-        let result = Box::pin(one(volume, wanted, context)).await;
-        context.trail.settle_last(result.as_ref().map(|_| ()));
-        let (done, problem) = match result {
-            Ok(done) => (Some(done), None),
-            Err(failure) => (None, Some(failure.naming(&volume.name).into())),
+        context.trail.about(&volume.backend.to_string());
+        let (done, failure) = match Box::pin(one(volume, wanted, context)).await {
+            Ok(done) => {
+                let failure = done.failure();
+                (Some(done), failure)
+            }
+            Err(failure) => (None, Some(failure)),
         };
+        context.trail.settle_last(failure.as_ref().map_or(Ok(()), Err));
+        let problem = failure.map(|failure| failure.naming(&volume.name).into());
         entries.push(Entry { name: volume.name.clone(), done, problem });
         bar.inc(1);
     }
     bar.finish_and_clear();
     let failed = entries.iter().filter(|entry| entry.problem.is_some()).count();
-    let rotated =
-        entries.iter().filter(|e| e.done.as_ref().is_some_and(|done| !done.rotated.is_empty())).count();
+    let is_rotated = |done: &RotateReport| !done.rotated.is_empty();
+    let whole = entries.iter().filter(|entry| entry.problem.is_none());
+    let rotated = whole.filter(|entry| entry.done.as_ref().is_some_and(is_rotated)).count();
     let left = entries.len() - failed - rotated;
     let report =
         Report { op: "rotate-kek", rotated, left, failed, volumes: entries, dry_run: wanted.dry_run };

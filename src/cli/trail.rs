@@ -67,12 +67,22 @@ impl Trail {
         self.log.settings()
     }
 
+    /// From here on it is about what lies there, whatever that turns out to be; one of several.
+    pub(super) fn about(&self, backend: &str) {
+        let subject = Subject { backend: Some(backend.to_owned()), ..Subject::default() };
+        self.state().volumes.push(subject);
+    }
+
     /// From here on it is about this volume.
     pub(super) fn volume(&self, backend: &str, header: &Header) {
         let mut state = self.state();
-        let is_it = |subject: &Subject| subject.volume == Some(header.volume) && !subject.ended;
-        if state.volumes.last().is_some_and(is_it) {
-            return;
+        match state.volumes.last_mut().filter(|subject| !subject.ended) {
+            Some(subject) if subject.volume == Some(header.volume) => return,
+            Some(subject) if subject.volume.is_none() => {
+                subject.volume = Some(header.volume);
+                return;
+            }
+            _ => {}
         }
         let mut subject = match state.volumes.is_empty() {
             true => state.first.clone(),
