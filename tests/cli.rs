@@ -30,6 +30,10 @@ mod keys;
 mod passphrases;
 #[path = "cli/pinning.rs"]
 mod pinning;
+#[path = "cli/plugins.rs"]
+mod plugins;
+#[path = "cli/rotating.rs"]
+mod rotating;
 #[path = "cli/secrecy.rs"]
 mod secrecy;
 #[path = "cli/serving.rs"]

@@ -12,6 +12,7 @@ mod protocol;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::de::Error as _;
@@ -95,6 +96,7 @@ impl Settings for ExecSettings {
             environment: self.environment.clone(),
             secret,
             key: key.map(str::to_owned),
+            rotated: Mutex::new(None),
             timeout: bounds.timeout,
             request_id: opening.request_id.clone(),
         };
@@ -110,6 +112,8 @@ struct Exec {
     secret: Option<SecretBytes>,
     /// Which of its keys is meant, where the user said so.
     key: Option<String>,
+    /// The key that was rotated last: what is wrapped from then on is wrapped by it.
+    rotated: Mutex<Option<String>>,
     timeout: Duration,
     request_id: RequestId,
 }
@@ -183,6 +187,10 @@ impl Exec {
         }
     }
 
+    fn rotated(&self) -> MutexGuard<'_, Option<String>> {
+        self.rotated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the keyslot is of another key than the one that the user named.
     fn is_foreign(&self, slot: &Slot) -> bool {
         self.key.as_ref().is_some_and(|key| *key != slot.key_id)
@@ -191,10 +199,12 @@ impl Exec {
     async fn wrap_now(&self, dek: &Dek, context: WrapContext) -> Result<WrappedKey, KeyError> {
         let kek = Secret32::generate()?;
         let text = secret_text(kek.expose());
+        let rotated = self.rotated().clone();
         let mut question = self.question(Verb::Wrap).about(context);
         question.kek = Some(&text);
+        question.key = question.key.or(rotated.as_deref());
         let slot: Slot = self.ask(question).await?;
-        if self.is_foreign(&slot) {
+        if self.is_foreign(&slot) || rotated.is_some_and(|key| key != slot.key_id) {
             let program = self.program.display();
             return Err(KeyError::Untrusted(format!("{program}: it used another key than it was told to")));
         }
@@ -220,6 +230,9 @@ impl Exec {
             return Err(KeyError::Denied(format!("the keyslot is of key {}", slot.key_id)));
         }
         let Done {} = self.ask(self.question(verb).of_slot(&slot)).await?;
+        if verb == Verb::Rotate {
+            *self.rotated() = Some(slot.key_id);
+        }
         Ok(())
     }
 

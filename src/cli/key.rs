@@ -395,14 +395,17 @@ pub(super) async fn test(options: &KeyTestOptions, context: &Context) -> Result<
     let mut tried = Vec::new();
     for (number, keyslot) in header.keyslots.iter().enumerate() {
         let Some(keyslot) = keyslot else { continue };
-        let result = match number == slot {
-            true => Ok(()),
-            false => {
+        let reason = match keyslot.state {
+            _ if number == slot => None,
+            KeyslotState::Active => {
                 let copies = backend.header(context).await?;
-                copies.unlock_slot(context.engine, &managers, number).await.map(|_| ())
+                let unlocked = copies.unlock_slot(context.engine, &managers, number).await;
+                unlocked.err().map(|error| error.to_string())
             }
+            KeyslotState::DecryptOnly => Some("of an older data key".into()),
+            KeyslotState::Destroyed => Some("opens nothing; its key waits to be destroyed".into()),
         };
-        let (opens, reason) = (result.is_ok(), result.err().map(|error| error.to_string()));
+        let opens = reason.is_none();
         tried.push(Tried { slot: number, slot_type: keyslot.key.slot_type.name(), opens, reason });
     }
     let slot_type = header.keyslots[slot].as_ref().map_or("", |slot| slot.key.slot_type.name());

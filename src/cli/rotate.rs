@@ -161,8 +161,9 @@ async fn plan(opened: &Opened, wanted: Wanted) -> Result<Plan, Failure> {
                 Ok(Some(manager)) => plan.due.push(Due { slot: number, manager }),
                 Ok(None) => skip(Why::NoManager),
                 Err(error) => {
-                    let failure = Failure::from(error).of(format!("slot {number} ({manager})"));
-                    first_failure = first_failure.or(Some(failure.clone()));
+                    let failure = Failure::from(error);
+                    let told = format!("slot {number} ({manager})");
+                    first_failure = first_failure.or_else(|| Some(failure.clone().of(told)));
                     plan.failed.push(Failed { slot: number, manager, problem: failure.into() });
                 }
             }
@@ -255,6 +256,8 @@ async fn manager_of(opened: &Opened, slot: &Keyslot) -> Result<Option<usize>, Ke
         match manager.unwrap(&slot.key, wrap_context(&opened.unlocked.header)).await {
             Ok(Some(dek)) if dek.matches(&opened.unlocked.dek) => return Ok(Some(index)),
             Ok(_) => {}
+            // What trying again may mend is told before a no, which may be that of a manager of the same kind.
+            Err(_) if matches!(last, Some(KeyError::Unreachable(_))) => {}
             Err(error) => last = Some(error),
         }
     }

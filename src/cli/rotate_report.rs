@@ -99,6 +99,7 @@ impl RotateReport {
                 format!("{}: {} keyslots rotated; {}", self.volume, self.rotated.len(), failed.join("; ")),
                 "sealbd rotate BACKEND --kek --key-slot N, once the cause is mended; what is done is done",
             )
+            .naming(&self.volume)
         })
     }
 }

@@ -8,6 +8,8 @@
 //! A keyslot's uri is `vault-transit:NAME`, its wrapped key the server's own `vault:vN:BASE64`, its private
 //! part version u8 ‖ N u32 LE.
 
+use std::sync::{Mutex, PoisonError};
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -51,7 +53,7 @@ impl Settings for TransitSettings {
             return Err(KeyError::Settings("the name of a transit key has no /".into()));
         }
         let session = Session::open(&service, bounds, opening)?;
-        Ok(Box::new(Transit { session, mount: mount.clone(), key }))
+        Ok(Box::new(Transit { session, mount: mount.clone(), key, rotated: Mutex::new(None) }))
     }
 }
 
@@ -61,6 +63,8 @@ struct Transit {
     mount: Place,
     /// The key that new keyslots use; without one only what a keyslot names.
     key: Option<Place>,
+    /// The key that was rotated last: without another one, new keyslots use it.
+    rotated: Mutex<Option<Place>>,
 }
 
 const SLOT_TYPE: SlotType = SlotType::VaultTransit;
@@ -104,7 +108,8 @@ impl Transit {
     }
 
     async fn wrap_bound(&self, dek: &Dek, context: WrapContext) -> Result<WrappedKey, KeyError> {
-        let Some(name) = &self.key else {
+        let rotated = self.rotated.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(name) = self.key.as_ref().or(rotated.as_ref()) else {
             return Err(KeyError::Settings(
                 "a new vault-transit keyslot needs the name of its key: kms:PROVIDER/KEY".into(),
             ));
@@ -193,7 +198,11 @@ impl Transit {
         }
         let path = format!("{}/rotate", self.path("keys", &name));
         let reply = self.session.call(Call::post(&path, &json(&Nothing {}))).await?;
-        if reply.is_done() { Ok(()) } else { Err(reply.refused(&path)) }
+        if !reply.is_done() {
+            return Err(reply.refused(&path));
+        }
+        *self.rotated.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
+        Ok(())
     }
 
     fn cannot_destroy(&self, key: &WrappedKey) -> Result<(), KeyError> {

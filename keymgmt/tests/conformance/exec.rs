@@ -161,6 +161,18 @@ async fn versions_count_up_and_a_number_is_never_used_again() {
 }
 
 #[tokio::test]
+async fn what_is_wrapped_after_a_rotation_is_wrapped_by_the_key_that_was_rotated() {
+    let host = Host::new();
+    let table = example(&host, "keys");
+    let key = table.open("kms:plugin/db").unwrap().wrap(&canary_dek(), CONTEXT).await.unwrap();
+    let manager = table.manager();
+    manager.rotate(&key).await.unwrap();
+    let new = wrap_tested(&*manager, &canary_dek(), CONTEXT).await.unwrap();
+    assert_eq!(manager.describe(&new).unwrap().text, "plug-in key db version 2");
+    assert_eq!(table.manager().wrap(&canary_dek(), CONTEXT).await.unwrap().kek_uri, "exec:default");
+}
+
+#[tokio::test]
 async fn keys_that_others_can_read_are_refused_as_a_setting() {
     let host = Host::new();
     let manager = example(&host, "keys").manager();

@@ -160,6 +160,10 @@ async fn a_new_transit_keyslot_needs_a_key_and_an_old_one_brings_its_own() {
     assert!(outcome(&*manager, &key, CONTEXT).await.unwrap());
     let error = manager.wrap(&canary_dek(), CONTEXT).await.unwrap_err();
     assert!(matches!(&error, KeyError::Settings(why) if why.contains("kms:PROVIDER/KEY")), "{error}");
+    // A rotation does, too.
+    manager.rotate(&key).await.unwrap();
+    let new = wrapped(&*manager).await;
+    assert_eq!((new.kek_uri, manager.describe(&key).unwrap().key_id), (key.kek_uri, Some("db".into())));
 }
 
 #[tokio::test]
