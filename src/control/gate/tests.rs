@@ -1,5 +1,4 @@
 //! What clients and key holders may rely on while a volume is suspended and resumed.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cycles;
 mod refusals;
