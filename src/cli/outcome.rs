@@ -190,6 +190,12 @@ impl From<ControlError> for Failure {
             ControlError::Refused(Refusal { code: Code::State, .. }) => {
                 Self::new(EXIT_IN_USE, "suspended", message, "sealbd resume BACKEND --slot SPEC")
             }
+            ControlError::Refused(Refusal { code: Code::Stopped, .. }) => {
+                Self::new(EXIT_IN_USE, "stopped", message, "end that server, then sealbd serve BACKEND")
+            }
+            ControlError::Refused(Refusal { code: Code::Busy, .. }) => {
+                Self::new(EXIT_IN_USE, "busy", message, "start the command again")
+            }
             ControlError::Refused(Refusal { code: Code::Refused, .. }) => {
                 Self::refused(message, "sealbd header verify BACKEND --slot SPEC")
             }

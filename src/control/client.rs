@@ -1,6 +1,13 @@
 //! The side of a command: finds the process that serves a volume and asks it.
+//!
+//! Every request has a connection of its own. Between two of them a user may be looking for a passphrase, or a
+//! key manager be slow, and the server keeps no place for whoever is silent.
 
-use std::io::{self, ErrorKind};
+use std::io;
+use std::io::ErrorKind::{
+    ConnectionRefused, InvalidData, InvalidInput, NotFound, PermissionDenied, TimedOut, UnexpectedEof,
+    WouldBlock,
+};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,12 +17,18 @@ use keymgmt::secret::Dek;
 use rustix::process::{Uid, geteuid};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::protocol::{Answer, Ask, Done, Refusal, Request, State, Status, VERSION, read_line, write_line};
 
 /// How long an answer is waited for. A suspension finishes what is in flight and writes a root first.
 const ANSWER_WITHIN: Duration = Duration::from_secs(120);
+/// The same for what is answered from memory.
+const STATUS_WITHIN: Duration = Duration::from_secs(15);
+/// How long a place is waited for when others have them all: the server cuts off the silent ones by then.
+const PLACE_WITHIN: Duration = Duration::from_secs(15);
+/// Between two tries to get one.
+const PLACE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the serving process could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -33,10 +46,9 @@ pub enum ControlError {
     Refused(#[from] Refusal),
 }
 
-/// A connection to the process that serves a volume.
+/// The process that serves a volume.
 pub struct Control {
     path: PathBuf,
-    stream: BufReader<UnixStream>,
 }
 
 /// Where the control socket of a volume is.
@@ -46,26 +58,13 @@ pub fn socket_path(directory: &Path, volume: [u8; 16]) -> PathBuf {
 }
 
 impl Control {
-    /// Connects to the process that serves the volume; `None` when none does.
+    /// Finds the process that serves the volume; `None` when none does.
     ///
     /// # Errors
     /// [`ControlError::Io`], also when the socket belongs to another user than us or root.
     pub async fn connect(directory: &Path, volume: [u8; 16]) -> Result<Option<Self>, ControlError> {
-        let path = socket_path(directory, volume);
-        let wrap = |source| ControlError::Io { path: path.clone(), source };
-        let stream = match UnixStream::connect(&path).await {
-            Ok(stream) => stream,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-                return Ok(None);
-            }
-            Err(error) => return Err(wrap(error)),
-        };
-        // Keys go over this socket: whoever listens must be able to read our memory anyway.
-        let peer = Uid::from_raw(stream.peer_cred().map_err(wrap)?.uid());
-        if peer != geteuid() && !peer.is_root() {
-            return Err(wrap(io::Error::new(ErrorKind::PermissionDenied, "served by another user")));
-        }
-        Ok(Some(Self { path, stream: BufReader::new(stream) }))
+        let control = Self { path: socket_path(directory, volume) };
+        Ok(control.dial().await?.map(|_| control))
     }
 
     /// How the volume is served.
@@ -73,7 +72,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn status(&mut self) -> Result<Status, ControlError> {
-        match self.ask(Ask::Status).await? {
+        match self.ask(Ask::Status, STATUS_WITHIN).await? {
             Done::Status(status) => Ok(status),
             _ => Err(self.nonsense()),
         }
@@ -84,7 +83,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn header(&mut self) -> Result<Vec<u8>, ControlError> {
-        match self.ask(Ask::Header).await? {
+        match self.ask(Ask::Header, ANSWER_WITHIN).await? {
             Done::Header { header, .. } => BASE64.decode(header).map_err(|_| self.nonsense()),
             _ => Err(self.nonsense()),
         }
@@ -95,7 +94,7 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn replace_header(&mut self, bytes: &[u8]) -> Result<(), ControlError> {
-        match self.ask(Ask::ReplaceHeader { header: BASE64.encode(bytes) }).await? {
+        match self.ask(Ask::ReplaceHeader { header: BASE64.encode(bytes) }, ANSWER_WITHIN).await? {
             Done::Header { .. } => Ok(()),
             _ => Err(self.nonsense()),
         }
@@ -114,19 +113,19 @@ impl Control {
     /// # Errors
     /// [`ControlError`].
     pub async fn resume(&mut self, dek: &Dek) -> Result<State, ControlError> {
-        match self.ask(Ask::Resume).await? {
+        let mut stream = self.place().await?;
+        match self.exchange(&mut stream, Ask::Resume, ANSWER_WITHIN).await? {
             // Running already.
             Done::State(state) => return Ok(state),
             Done::SendKey => {}
             _ => return Err(self.nonsense()),
         }
-        let sent = async {
-            self.stream.write_all(dek.0.expose()).await?;
-            self.stream.flush().await?;
-            read_line(&mut self.stream).await?.ok_or_else(|| ErrorKind::UnexpectedEof.into())
+        let finish = async {
+            stream.write_all(dek.0.expose()).await?;
+            stream.flush().await?;
+            answer(&mut stream).await
         };
-        let answer = timeout(ANSWER_WITHIN, sent).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
-        match self.taken(answer)? {
+        match self.within(ANSWER_WITHIN, finish).await? {
             Done::State(state) => Ok(state),
             _ => Err(self.nonsense()),
         }
@@ -141,31 +140,80 @@ impl Control {
     }
 
     async fn state(&mut self, ask: Ask) -> Result<State, ControlError> {
-        match self.ask(ask).await? {
+        match self.ask(ask, ANSWER_WITHIN).await? {
             Done::State(state) => Ok(state),
             _ => Err(self.nonsense()),
         }
     }
 
-    async fn ask(&mut self, ask: Ask) -> Result<Done, ControlError> {
-        let exchange = async {
-            write_line(&mut self.stream, &Request { sealbd_control: VERSION, ask }).await?;
-            read_line(&mut self.stream).await?.ok_or_else(|| ErrorKind::UnexpectedEof.into())
-        };
-        let answer =
-            timeout(ANSWER_WITHIN, exchange).await.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
-        self.taken(answer)
+    async fn ask(&self, ask: Ask, limit: Duration) -> Result<Done, ControlError> {
+        let mut stream = self.place().await?;
+        Box::pin(self.exchange(&mut stream, ask, limit)).await
     }
 
-    fn taken(&self, answer: io::Result<Answer>) -> Result<Done, ControlError> {
-        match answer.map_err(|source| ControlError::Io { path: self.path.clone(), source })? {
+    /// A connection to a process that was there before.
+    async fn place(&self) -> Result<BufReader<UnixStream>, ControlError> {
+        self.dial().await?.ok_or_else(|| self.failed(ConnectionRefused.into()))
+    }
+
+    /// A new connection, if anybody listens.
+    async fn dial(&self) -> Result<Option<BufReader<UnixStream>>, ControlError> {
+        let begun = Instant::now();
+        let stream = loop {
+            match UnixStream::connect(&self.path).await {
+                Ok(stream) => break stream,
+                // The last one: the path is longer than that of any socket.
+                Err(error) if matches!(error.kind(), NotFound | ConnectionRefused | InvalidInput) => {
+                    return Ok(None);
+                }
+                Err(error) if error.kind() == WouldBlock && begun.elapsed() < PLACE_WITHIN => {
+                    sleep(PLACE_PAUSE).await;
+                }
+                Err(error) => return Err(self.failed(error)),
+            }
+        };
+        // Keys go over this socket: whoever listens must be able to read our memory anyway.
+        let peer = Uid::from_raw(stream.peer_cred().map_err(|error| self.failed(error))?.uid());
+        if peer != geteuid() && !peer.is_root() {
+            return Err(self.failed(io::Error::new(PermissionDenied, "served by another user")));
+        }
+        Ok(Some(BufReader::new(stream)))
+    }
+
+    async fn exchange(
+        &self,
+        stream: &mut BufReader<UnixStream>,
+        ask: Ask,
+        limit: Duration,
+    ) -> Result<Done, ControlError> {
+        let exchange = async {
+            write_line(stream, &Request { sealbd_control: VERSION, ask }).await?;
+            answer(stream).await
+        };
+        self.within(limit, exchange).await
+    }
+
+    async fn within(
+        &self,
+        limit: Duration,
+        answer: impl Future<Output = io::Result<Answer>>,
+    ) -> Result<Done, ControlError> {
+        let answer = timeout(limit, answer).await.unwrap_or_else(|_| Err(TimedOut.into()));
+        match answer.map_err(|source| self.failed(source))? {
             Answer::Ok(done) => Ok(done),
             Answer::Error(refusal) => Err(refusal.into()),
         }
     }
 
-    fn nonsense(&self) -> ControlError {
-        let source = io::Error::new(ErrorKind::InvalidData, "an answer to another question");
+    fn failed(&self, source: io::Error) -> ControlError {
         ControlError::Io { path: self.path.clone(), source }
     }
+
+    fn nonsense(&self) -> ControlError {
+        self.failed(io::Error::new(InvalidData, "an answer to another question"))
+    }
+}
+
+async fn answer(stream: &mut BufReader<UnixStream>) -> io::Result<Answer> {
+    read_line(stream).await?.ok_or_else(|| UnexpectedEof.into())
 }

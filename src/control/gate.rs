@@ -51,6 +51,20 @@ pub enum GateState {
 #[error("the volume is not running")]
 pub struct NotRunning;
 
+/// What went wrong in suspending. But for the last, requests wait from then on.
+#[derive(Debug, thiserror::Error)]
+pub enum SuspendError {
+    /// The keys are wiped; resuming replays the log.
+    #[error("suspended and the keys wiped, but the volume was not closed cleanly: {0}")]
+    Unclean(VolumeError),
+    /// Something that was under way did not come to its end in time. Suspending again waits for it again.
+    #[error("requests wait, but keys are still in memory: something that was under way does not end")]
+    KeysInUse,
+    /// There is nothing to suspend any more.
+    #[error("the volume is stopped for good")]
+    Stopped,
+}
+
 /// Why a suspended volume was not resumed; it stays as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum ResumeError {
@@ -164,16 +178,14 @@ impl Gate {
     /// nothing when the volume is suspended already.
     ///
     /// # Errors
-    /// When the volume could not be closed as it should: its keys are wiped all the same, requests wait, and
-    /// resuming replays its log. [`VolumeError::Stopped`] when keys are still in use after half a minute
-    /// (requests wait; suspending again waits for the keys again), and when the volume was stopped.
+    /// [`SuspendError`].
     ///
     /// # Panics
     /// When closing the volume does.
     ///
     /// # Cancel safety
     /// When dropped, suspending goes on to its end.
-    pub async fn suspend(&self) -> Result<(), VolumeError> {
+    pub async fn suspend(&self) -> Result<(), SuspendError> {
         let inner = Arc::clone(&self.inner);
         finish(async move { inner.suspend().await }).await
     }
@@ -199,7 +211,8 @@ impl Gate {
     /// for requests that wait. Does nothing when the volume is stopped already.
     ///
     /// # Errors
-    /// As [`suspend`](Self::suspend); nothing that was answered is lost.
+    /// When the last root could not be written, or keys are still in use after half a minute; nothing that was
+    /// answered is lost.
     ///
     /// # Panics
     /// When closing the volume does.
@@ -277,18 +290,22 @@ impl Slot {
 }
 
 impl Inner {
-    async fn suspend(&self) -> Result<(), VolumeError> {
+    async fn suspend(&self) -> Result<(), SuspendError> {
         let mut control = self.control.lock().await;
-        match self.seen().state {
-            GateState::Running => {}
-            GateState::Suspended => return control.keys_are_wiped().await,
-            GateState::Stopped => return Err(stopped()),
-        }
-        let mut slot = Arc::clone(&self.slot).write_owned().await;
-        let closed = control.close_volume(&mut slot).await;
-        control.barrier = Some(slot);
+        let closed = match self.seen().state {
+            GateState::Running => {
+                let mut slot = Arc::clone(&self.slot).write_owned().await;
+                let closed = control.close_volume(&mut slot).await;
+                control.barrier = Some(slot);
+                closed
+            }
+            GateState::Suspended => Ok(()),
+            GateState::Stopped => return Err(SuspendError::Stopped),
+        };
+        let wiped = control.keys_are_wiped().await;
         self.enter(GateState::Suspended);
-        closed
+        wiped.map_err(|StillInUse| SuspendError::KeysInUse)?;
+        closed.map_err(SuspendError::Unclean)
     }
 
     async fn close(&self) -> Result<(), VolumeError> {
@@ -302,12 +319,14 @@ impl Inner {
             GateState::Suspended => {
                 // Its slot is closed: whoever gets at it now is refused.
                 control.barrier = None;
-                control.keys_are_wiped().await
+                Ok(())
             }
-            GateState::Stopped => return control.keys_are_wiped().await,
+            GateState::Stopped => Ok(()),
         };
+        let wiped = control.keys_are_wiped().await;
         self.enter(GateState::Stopped);
-        closed
+        closed?;
+        wiped.map_err(|StillInUse| VolumeError::Stopped("its keys are still in use".into()))
     }
 
     async fn resume(&self, dek: Dek) -> Result<(), ResumeError> {
@@ -321,7 +340,7 @@ impl Inner {
         let volume = Volume::open_authentic(Arc::clone(&self.store), header, keys, self.mode).await?;
         let (found, known) = (volume.log_seq(), control.identity.log_seq);
         if found < known {
-            control.abandon(volume).await?;
+            control.abandon(volume).await;
             return Err(ResumeError::DataRollback { found, known });
         }
         control.identity = Identity::of(&volume);
@@ -381,8 +400,12 @@ impl Inner {
         }
     }
 
+    /// Notes where it stands now; the time is that of the change.
     fn enter(&self, state: GateState) {
-        *self.seen_mut() = Seen { state, since: SystemTime::now() };
+        let mut seen = self.seen_mut();
+        if seen.state != state {
+            *seen = Seen { state, since: SystemTime::now() };
+        }
     }
 
     fn seen(&self) -> Seen {
@@ -394,36 +417,36 @@ impl Inner {
     }
 }
 
+/// Keys of the session before are in memory after [`WIPE_DEADLINE`].
+struct StillInUse;
+
 impl Control {
-    /// Closes the volume in the slot and waits until its keys are wiped.
+    /// Closes the volume in the slot and lets it go.
     async fn close_volume(&mut self, slot: &mut Slot) -> Result<(), VolumeError> {
         let Slot::Open(volume) = std::mem::replace(slot, Slot::Closed) else {
             // Closing it panicked before.
-            return self.keys_are_wiped().await;
+            return Ok(());
         };
         self.identity.header_generation = volume.header_generation().await;
         self.wiped = Some(volume.keys_wiped());
         let closed = volume.close().await;
         self.identity.log_seq = volume.log_seq();
-        drop(volume);
-        let wiped = self.keys_are_wiped().await;
-        closed.and(wiped)
+        closed
     }
 
-    /// Wipes the keys of a volume that was opened and must not be used.
-    async fn abandon(&mut self, volume: Volume) -> Result<(), VolumeError> {
+    /// Lets go of a volume that was opened and must not be used.
+    async fn abandon(&mut self, volume: Volume) {
         self.wiped = Some(volume.keys_wiped());
-        // Its last root does not matter: nobody was answered.
+        // Nobody was answered from it: its last root does not matter.
         let _ = volume.close().await;
         drop(volume);
-        self.keys_are_wiped().await
+        // Whoever suspends it again is told.
+        let _ = self.keys_are_wiped().await;
     }
 
-    async fn keys_are_wiped(&mut self) -> Result<(), VolumeError> {
+    async fn keys_are_wiped(&mut self) -> Result<(), StillInUse> {
         let Some(wiped) = &mut self.wiped else { return Ok(()) };
-        timeout(WIPE_DEADLINE, wiped.wait())
-            .await
-            .map_err(|_| VolumeError::Stopped("its keys are still in use".into()))?;
+        timeout(WIPE_DEADLINE, wiped.wait()).await.map_err(|_| StillInUse)?;
         self.wiped = None;
         Ok(())
     }
@@ -434,10 +457,6 @@ impl Identity {
         let &Header { volume: uuid, export_bytes, generation: header_generation, .. } = volume.header();
         Self { volume: uuid, export_bytes, header_generation, log_seq: volume.log_seq() }
     }
-}
-
-fn stopped() -> VolumeError {
-    VolumeError::Stopped("it was closed for good".into())
 }
 
 /// Counts a request that waits.

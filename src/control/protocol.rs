@@ -135,8 +135,12 @@ pub struct Refusal {
 pub enum Code {
     /// The request is none.
     Malformed,
-    /// The volume is suspended or stopped, or somebody else was first.
+    /// The volume is suspended.
     State,
+    /// The volume is stopped for good.
+    Stopped,
+    /// Somebody else changed the header first; read it again.
+    Busy,
     /// Header or key do not belong to the volume, or are older than what is known.
     Refused,
     /// The store failed.

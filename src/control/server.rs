@@ -20,17 +20,18 @@ use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::client::socket_path;
-use super::gate::{Gate, GateState, NotRunning};
+use super::gate::{Gate, GateState, NotRunning, ResumeError, SuspendError};
 use super::protocol::{
     Answer, Ask, Code, Done, Refusal, Request, State, Status, VERSION, read_line, write_line,
 };
 use crate::export::Export;
+use crate::format::header::UnverifiedHeader;
 use crate::private_socket::{PrivateSocketError, SocketPath, listen_private};
-use crate::volume::VolumeError;
+use crate::volume::{Volume, VolumeError};
 
 /// Connections at a time, per volume: a few commands and a monitor.
 const CONNECTIONS_MAX: usize = 8;
-/// Between two requests, and within one.
+/// Between two requests, within one, and for an answer to be taken.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: when descriptors have run out, some will be closed by then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -97,7 +98,7 @@ async fn converse(stream: UnixStream, subject: &Subject) -> io::Result<()> {
     if peer != geteuid() && !peer.is_root() {
         let refusal =
             Refusal::new(Code::Refused, "only the user who serves the volume, and root, are listened to");
-        return write_line(&mut stream, &Answer::Error(refusal)).await;
+        return send(&mut stream, &Answer::Error(refusal)).await;
     }
     loop {
         let request = match timeout(IDLE_MAX, read_line::<Request>(&mut stream)).await {
@@ -106,21 +107,26 @@ async fn converse(stream: UnixStream, subject: &Subject) -> io::Result<()> {
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 // The cause may quote what was sent, and that may be anything.
                 let refusal = Refusal::new(Code::Malformed, "not a request of this protocol");
-                return write_line(&mut stream, &Answer::Error(refusal)).await;
+                return send(&mut stream, &Answer::Error(refusal)).await;
             }
             Ok(Err(error)) => return Err(error),
         };
         let answer = match (request.sealbd_control, request.ask) {
             (VERSION, Ask::Resume) if subject.state() == State::Suspended => {
-                write_line(&mut stream, &Answer::Ok(Done::SendKey)).await?;
+                send(&mut stream, &Answer::Ok(Done::SendKey)).await?;
                 let dek = read_key(&mut stream).await?;
                 subject.resume(dek).await
             }
             (VERSION, ask) => subject.answer(ask).await,
             _ => Err(Refusal::new(Code::Malformed, format!("this is version {VERSION} of the protocol"))),
         };
-        write_line(&mut stream, &answer.map_or_else(Answer::Error, Answer::Ok)).await?;
+        send(&mut stream, &answer.map_or_else(Answer::Error, Answer::Ok)).await?;
     }
+}
+
+/// Whoever does not take its answers gives its place up.
+async fn send(stream: &mut BufReader<UnixStream>, answer: &Answer) -> io::Result<()> {
+    timeout(IDLE_MAX, write_line(stream, answer)).await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
 /// From the socket into memory that is wiped, past the reader's buffer.
@@ -140,27 +146,30 @@ impl Subject {
         match ask {
             Ask::Status => Ok(Done::Status(self.status())),
             Ask::Header => {
-                let volume = self.gate.volume().map_err(not_running)?;
+                let volume = self.gate.volume().map_err(|NotRunning| self.not_running())?;
                 header_done(&volume.newest_header_bytes().await.map_err(|error| refusal(&error))?)
             }
             Ask::ReplaceHeader { header } => {
                 let bytes = BASE64.decode(header).map_err(|_| Refusal::new(Code::Malformed, "not base64"))?;
-                let volume = self.gate.volume().map_err(not_running)?;
-                volume.replace_header(&bytes).await.map_err(|error| refusal(&error))?;
+                let volume = self.gate.volume().map_err(|NotRunning| self.not_running())?;
+                if let Err(error) = volume.replace_header(&bytes).await {
+                    return Err(overtaken(&volume, &bytes).await.unwrap_or_else(|| refusal(&error)));
+                }
                 header_done(&bytes)
             }
             Ask::Suspend => {
                 self.gate.suspend().await.map_err(|error| {
-                    let text = format!(
-                        "suspended and the keys wiped, but the volume was not closed cleanly: {error}"
-                    );
-                    Refusal::new(Code::Failed, text)
+                    let code = match error {
+                        SuspendError::Unclean(_) | SuspendError::KeysInUse => Code::Failed,
+                        SuspendError::Stopped => Code::Stopped,
+                    };
+                    Refusal::new(code, error.to_string())
                 })?;
                 Ok(Done::State(self.state()))
             }
             // One that is suspended was answered above.
             Ask::Resume if self.state() == State::Running => Ok(Done::State(State::Running)),
-            Ask::Resume => Err(Refusal::new(Code::State, "the volume is stopped for good")),
+            Ask::Resume => Err(Refusal::new(Code::Stopped, "the volume is stopped for good")),
             Ask::Stop => {
                 // For good in any case; a last root that could not be written is replayed by the next session.
                 let closed = self.gate.close().await;
@@ -174,8 +183,23 @@ impl Subject {
 
     async fn resume(&self, dek: Dek) -> Result<Done, Refusal> {
         let resumed = self.gate.resume(dek).await;
-        resumed.map_err(|error| Refusal::new(Code::Refused, error.to_string()))?;
+        resumed.map_err(|error| {
+            let code = match error {
+                ResumeError::Stopped => Code::Stopped,
+                ResumeError::Volume(VolumeError::Store(_)) => Code::Failed,
+                _ => Code::Refused,
+            };
+            Refusal::new(code, error.to_string())
+        })?;
         Ok(Done::State(self.state()))
+    }
+
+    fn not_running(&self) -> Refusal {
+        match self.state() {
+            State::Stopped => Refusal::new(Code::Stopped, "the volume is stopped for good"),
+            // Running: it is on its way there.
+            State::Suspended | State::Running => Refusal::new(Code::State, "the volume is suspended"),
+        }
     }
 
     fn status(&self) -> Status {
@@ -200,14 +224,18 @@ impl Subject {
     }
 }
 
-fn header_done(bytes: &[u8]) -> Result<Done, Refusal> {
-    let copy = crate::format::header::UnverifiedHeader::decode(bytes);
-    let generation = copy.map_err(|error| Refusal::new(Code::Failed, error.to_string()))?.generation();
-    Ok(Done::Header { generation, header: BASE64.encode(bytes) })
+/// What a header is told whose generation others have reached in the meantime.
+async fn overtaken(volume: &Volume, bytes: &[u8]) -> Option<Refusal> {
+    let offered = UnverifiedHeader::decode(bytes).ok()?.generation();
+    let now = volume.newest_header().await.ok()?.generation;
+    let text = format!("somebody else was first: the header is of generation {now} now, not {offered}");
+    (offered <= now).then(|| Refusal::new(Code::Busy, text))
 }
 
-fn not_running(_: NotRunning) -> Refusal {
-    Refusal::new(Code::State, "the volume is suspended or stopped")
+fn header_done(bytes: &[u8]) -> Result<Done, Refusal> {
+    let copy = UnverifiedHeader::decode(bytes);
+    let generation = copy.map_err(|error| Refusal::new(Code::Failed, error.to_string()))?.generation();
+    Ok(Done::Header { generation, header: BASE64.encode(bytes) })
 }
 
 fn refusal(error: &VolumeError) -> Refusal {
