@@ -40,5 +40,7 @@ mod secrecy;
 mod serving;
 #[path = "cli/terminal.rs"]
 mod terminal;
+#[path = "cli/users.rs"]
+mod users;
 #[path = "cli/words.rs"]
 mod words;

@@ -8,6 +8,7 @@ use std::io::ErrorKind::{
     ConnectionRefused, InvalidData, InvalidInput, NotFound, PermissionDenied, TimedOut, UnexpectedEof,
     WouldBlock,
 };
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +47,17 @@ pub enum ControlError {
     Refused(#[from] Refusal),
 }
 
+/// Whether keys may be sent to that user's process: it could read our memory anyway, or we are root and the
+/// directory of the socket, in which nobody else can make one, is its own.
+fn is_trusted(peer: Uid, socket: &Path) -> io::Result<bool> {
+    if peer == geteuid() || peer.is_root() {
+        return Ok(true);
+    }
+    let Some(directory) = socket.parent() else { return Ok(false) };
+    let place = std::fs::metadata(directory)?;
+    Ok(geteuid().is_root() && place.uid() == peer.as_raw() && place.mode() & 0o022 == 0)
+}
+
 /// The process that serves a volume.
 pub struct Control {
     path: PathBuf,
@@ -61,7 +73,7 @@ impl Control {
     /// Finds the process that serves the volume; `None` when none does.
     ///
     /// # Errors
-    /// [`ControlError::Io`], also when the socket belongs to another user than us or root.
+    /// [`ControlError::Io`], also when who serves is not to be trusted with keys.
     pub async fn connect(directory: &Path, volume: [u8; 16]) -> Result<Option<Self>, ControlError> {
         let control = Self { path: socket_path(directory, volume) };
         Ok(control.dial().await?.map(|_| control))
@@ -174,7 +186,7 @@ impl Control {
         };
         // Keys go over this socket: whoever listens must be able to read our memory anyway.
         let peer = Uid::from_raw(stream.peer_cred().map_err(|error| self.failed(error))?.uid());
-        if peer != geteuid() && !peer.is_root() {
+        if !is_trusted(peer, &self.path).map_err(|error| self.failed(error))? {
             return Err(self.failed(io::Error::new(PermissionDenied, "served by another user")));
         }
         Ok(Some(BufReader::new(stream)))
