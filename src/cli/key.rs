@@ -6,7 +6,7 @@
 
 use std::process::ExitCode;
 
-use keymgmt::manager::KeyManager;
+use keymgmt::manager::{KeyManager, SlotType};
 use keymgmt::source::Purpose;
 use serde::Serialize;
 
@@ -400,7 +400,7 @@ pub(super) async fn test(options: &KeyTestOptions, context: &Context) -> Result<
             KeyslotState::Active => {
                 let copies = backend.header(context).await?;
                 let unlocked = copies.unlock_slot(context.engine, &managers, number).await;
-                unlocked.err().map(|error| error.to_string())
+                unlocked.err().map(|error| slot_reason(&error, number, keyslot.key.slot_type))
             }
             KeyslotState::DecryptOnly => Some("of an older data key".into()),
             KeyslotState::Destroyed => Some("opens nothing; its key waits to be destroyed".into()),
@@ -418,4 +418,18 @@ pub(super) async fn test(options: &KeyTestOptions, context: &Context) -> Result<
         report.keyslots.iter().map(line).collect()
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// Why one keyslot did not open, without what is said of it anyway.
+fn slot_reason(error: &VolumeError, number: usize, slot_type: SlotType) -> String {
+    let (VolumeError::NoKeyFits(lines)
+    | VolumeError::KeyManagerUnreachable(lines)
+    | VolumeError::KeyManagerDenied(lines)
+    | VolumeError::KeyTooCostly(lines)) = error
+    else {
+        return error.to_string();
+    };
+    let name = format!("slot {number} ({}): ", slot_type.name());
+    let reasons: Vec<&str> = lines.iter().map(|line| line.strip_prefix(&name).unwrap_or(line)).collect();
+    reasons.join("; ")
 }
