@@ -2,6 +2,7 @@
 //! and a server of ours (`scripted`), which can also lie and fail (`lies`).
 
 mod real;
+mod rekey;
 
 use std::path::Path;
 
