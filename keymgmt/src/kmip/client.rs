@@ -106,7 +106,10 @@ impl Client {
                         .map_err(|error| KeyError::Settings(format!("{server}: {error}")))?;
                     let mut link = Box::new(StreamOwned::new(tls, Timed { tcp, deadline }));
                     while link.conn.is_handshaking() {
-                        link.conn.complete_io(&mut link.sock).map_err(failed)?;
+                        let StreamOwned { conn, sock } = &mut *link;
+                        if let Err(error) = conn.complete_io(sock) {
+                            return Err(failed(last_words(&mut link, error)));
+                        }
                     }
                     return Ok(link);
                 }
@@ -245,8 +248,9 @@ impl From<io::Error> for Failed {
 }
 
 fn send_and_receive(link: &mut Link, message: &[u8]) -> Result<Zeroizing<Vec<u8>>, Failed> {
-    link.write_all(message)?;
-    link.flush()?;
+    if let Err(error) = link.write_all(message).and_then(|()| link.flush()) {
+        return Err(Failed::Io(last_words(link, error)));
+    }
     let mut head = [0; HEADER_LEN];
     link.read_exact(&mut head)?;
     let [a, b, c, kind, len @ ..] = head;
@@ -274,6 +278,17 @@ fn is_stale(error: &io::Error) -> bool {
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::NotConnected
     )
+}
+
+/// What a server said before it closed, in place of what failed because it closed. In TLS 1.3 it refuses our
+/// certificate when we are done already, so that what fails first is our next write.
+fn last_words(link: &mut Link, error: io::Error) -> io::Error {
+    while is_stale(&error) && link.conn.read_tls(&mut link.sock).is_ok_and(|count| count > 0) {
+        if let Err(why) = link.conn.process_new_packets() {
+            return io::Error::other(why);
+        }
+    }
+    error
 }
 
 /// A socket whose reads and writes all end at one deadline, however slowly bytes come.

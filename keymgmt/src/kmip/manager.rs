@@ -154,13 +154,13 @@ impl Inner {
                 stored::unwrap(&kek, key, context)?
             }
             Form::KeyWrap { blob } => {
-                let kek = granted(&what("Decrypt"), session.unwrap(id, blob)?)?;
+                let kek = decrypted(&what("Decrypt"), session.unwrap(id, blob)?)?;
                 stored::unwrap(&kek, key, context)?
             }
             Form::Gcm => {
                 let sealed = key.wrapped.as_slice().try_into().expect("a keyslot's length was checked");
                 let aad = stored::bound(context, SLOT_TYPE, &key.kek_uri, &key.private);
-                Some(Dek(granted(&what("Decrypt"), session.open(id, sealed, &aad)?)?))
+                Some(Dek(decrypted(&what("Decrypt"), session.open(id, sealed, &aad)?)?))
             }
         };
         if state == State::Deactivated && dek.is_some() {
@@ -329,6 +329,17 @@ fn may_unwrap(id: &KeyId, state: State) -> Result<(), KeyError> {
                 state.name()
             )))
         }
+    }
+}
+
+/// What Decrypt returned. Servers tell a key that does not fit by different reasons, none of them of its own.
+fn decrypted(what: &str, answer: Result<Secret32, Refusal>) -> Result<Secret32, KeyError> {
+    match answer {
+        Err(Refusal::Cryptography | Refusal::Invalid | Refusal::Other(_)) => Err(KeyError::Denied(format!(
+            "{what}: the server cannot open it: there is another key under this identifier than the one that made \
+             this keyslot, or the keyslot was changed or is of another volume"
+        ))),
+        answer => granted(what, answer),
     }
 }
 

@@ -101,7 +101,7 @@ impl<'a> Item<'a> {
     #[must_use]
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut writer = Writer::new();
-        self.write(&mut writer);
+        writer.item(self);
         writer.finish()
     }
 
@@ -179,11 +179,11 @@ impl<'a> Item<'a> {
         Ok(Self { tag, value: Value::read(kind, value, depth)? })
     }
 
-    fn write(&self, writer: &mut Writer) {
+    fn write_to(&self, writer: &mut Writer) {
         let tag = self.tag;
         match &self.value {
             Value::Structure(items) => {
-                writer.structure(tag, |writer| items.iter().for_each(|item| item.write(writer)));
+                writer.structure(tag, |writer| items.iter().for_each(|item| writer.item(item)));
             }
             Value::Integer(number) => writer.integer(tag, *number),
             Value::LongInteger(number) => writer.put(tag, 3, &number.to_be_bytes()),
@@ -257,6 +257,11 @@ impl Writer {
         items(self);
         let len = len_u32(self.message.len() - begin);
         self.message[begin - 4..begin].copy_from_slice(&len.to_be_bytes());
+    }
+
+    /// An item as it was read.
+    pub fn item(&mut self, item: &Item<'_>) {
+        item.write_to(self);
     }
 
     /// An integer.

@@ -1,17 +1,23 @@
 //! KMIP: the contract against PyKMIP (`real`) and, where a server re-keys and encrypts, against Cosmian KMS (`rekey`)
 //! and a server of ours (`scripted`), which can also lie and fail (`lies`).
 
+mod forms;
+mod lies;
 mod real;
 mod rekey;
 
 use std::path::Path;
+use std::time::Instant;
 
 use keymgmt::manager::{KeyError, KeyManager, WrapContext, WrappedKey};
 use keymgmt::provider::Provider;
 use keymgmt::registry::{Opening, Registry};
 use keymgmt::source::{NoPrompt, Purpose, SecretReader};
 
-use crate::services::Service;
+use tempfile::TempDir;
+
+use crate::scripted_kmip::ScriptedKmip;
+use crate::services::{Service, certificates};
 use crate::suite::{CONTEXT, canary_dek};
 
 const OTHER: WrapContext = WrapContext { volume: *b"another volume !", ..CONTEXT };
@@ -72,6 +78,64 @@ impl Server {
     fn run(&mut self, command: &str) {
         self.service.run(command, &[]);
     }
+
+    /// Asks with PyKMIP's client, as the owner of the keys. What it says is the service's to say.
+    fn administrate(&mut self, action: &str, id: &str) {
+        let arguments: Vec<_> = [action, id].into_iter().filter(|it| !it.is_empty()).collect();
+        self.service.ask("pykmip", "client", &arguments);
+    }
+}
+
+/// A server of ours, and certificates.
+struct World {
+    server: ScriptedKmip,
+    tls: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let tls = certificates();
+        Self { server: ScriptedKmip::start(tls.path(), "server"), tls }
+    }
+
+    fn table(&self, more: &str) -> String {
+        table(&self.server.address().to_string(), self.tls.path(), "client", more)
+    }
+
+    fn manager(&self, spec: &str, more: &str) -> Box<dyn KeyManager> {
+        open(&self.table(more), spec).unwrap()
+    }
+
+    /// Of another client, who owns other keys.
+    fn other(&self, more: &str) -> Box<dyn KeyManager> {
+        let address = self.server.address().to_string();
+        open(&table(&address, self.tls.path(), "client2", more), "kms:prod").unwrap()
+    }
+}
+
+/// How long an unwrap takes, on a kept connection and on a new one.
+async fn latency(server: &Server, name: &str, more: &str) {
+    let manager = server.manager("kms:prod", more);
+    let key = wrap(&*manager).await;
+    let (mut kept, mut new) = (Vec::new(), Vec::new());
+    for round in 0..200 {
+        let begun = Instant::now();
+        assert!(opens(&*manager, &key).await);
+        kept.push(begun.elapsed());
+        if round < 20 {
+            let fresh = server.manager("kms:prod", more);
+            let begun = Instant::now();
+            assert!(opens(&*fresh, &key).await);
+            new.push(begun.elapsed());
+        }
+    }
+    kept.sort_unstable();
+    new.sort_unstable();
+    println!(
+        "{name}, {more}: unwrap p50 {:?}, p99 {:?}; with connecting p50 {:?}",
+        kept[100], kept[198], new[10]
+    );
+    assert!(kept[100].as_millis() < 500, "{:?}", kept[100]);
 }
 
 fn id_of(key: &WrappedKey) -> &str {

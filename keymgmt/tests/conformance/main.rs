@@ -16,6 +16,8 @@ mod hostile;
 mod kmip;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
+#[cfg(feature = "kmip")]
+mod scripted_kmip;
 #[cfg(feature = "vault")]
 mod scripted_vault;
 #[cfg(any(feature = "barbican", feature = "vault", feature = "kmip", feature = "pkcs11", feature = "tpm2"))]
