@@ -9,7 +9,7 @@
 mod address;
 #[cfg(feature = "barbican")]
 mod barbican;
-#[cfg(any(feature = "pkcs11", feature = "tpm2"))]
+#[cfg(any(feature = "kmip", feature = "pkcs11", feature = "tpm2"))]
 mod blocking;
 mod cache;
 mod derive;
@@ -22,6 +22,8 @@ mod exec;
 mod http;
 pub mod hygiene;
 pub mod keyfile;
+#[cfg(feature = "kmip")]
+pub mod kmip;
 pub mod manager;
 pub mod passphrase;
 #[cfg(feature = "pkcs11")]
@@ -38,7 +40,7 @@ pub mod spec;
 mod stored;
 #[cfg(feature = "tls")]
 #[cfg_attr(
-    not(any(feature = "barbican", feature = "vault")),
+    not(any(feature = "barbican", feature = "kmip", feature = "vault")),
     allow(dead_code, reason = "for managers that are features")
 )]
 mod tls;

@@ -56,6 +56,8 @@ pub const KINDS: &[ProviderKind] = &[
         settings: settings::<crate::vault::KvSettings>,
         describe: crate::vault::describe_kv,
     },
+    #[cfg(feature = "kmip")]
+    crate::kmip::KIND,
     ProviderKind {
         name: "exec",
         slot_type: SlotType::Exec,

@@ -87,7 +87,7 @@ impl Secret32 {
     }
 
     /// The same bytes in a page of their own, for a thread that outlives the borrow.
-    #[cfg(feature = "pkcs11")]
+    #[cfg(any(feature = "kmip", feature = "pkcs11"))]
     pub(crate) fn duplicate(&self) -> Self {
         let mut page = locked_pages(32);
         page[..32].copy_from_slice(self.expose());

@@ -12,11 +12,15 @@ mod built_in;
 mod exec;
 #[cfg(feature = "barbican")]
 mod hostile;
+#[cfg(feature = "kmip")]
+mod kmip;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
+#[cfg(feature = "kmip")]
+mod scripted_kmip;
 #[cfg(feature = "vault")]
 mod scripted_vault;
-#[cfg(any(feature = "barbican", feature = "vault", feature = "pkcs11", feature = "tpm2"))]
+#[cfg(any(feature = "barbican", feature = "vault", feature = "kmip", feature = "pkcs11", feature = "tpm2"))]
 mod services;
 mod suite;
 #[cfg(feature = "tpm2")]

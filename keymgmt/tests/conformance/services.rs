@@ -27,8 +27,21 @@ impl Service {
     pub(crate) fn run(&mut self, command: &str, settings: &[(&str, &str)]) {
         let mut process = Command::new(&self.script);
         process.arg(command).arg(self.directory.path()).envs(settings.iter().copied());
-        let output = process.output().unwrap_or_else(|e| panic!("{}: {e}", self.script.display()));
-        let text = stdout(&format!("{} {command}", self.script.display()), &output);
+        self.read(&mut process);
+    }
+
+    /// Runs one command of another script about this service, `COMMAND DIR ARGUMENT…`, and reads what it says.
+    #[cfg(feature = "kmip")]
+    pub(crate) fn ask(&mut self, name: &str, command: &str, arguments: &[&str]) {
+        let mut process = Command::new(script(name));
+        process.arg(command).arg(self.directory.path()).args(arguments);
+        self.read(&mut process);
+    }
+
+    fn read(&mut self, process: &mut Command) {
+        let what = format!("{process:?}");
+        let output = process.output().unwrap_or_else(|e| panic!("{what}: {e}"));
+        let text = stdout(&what, &output);
         let pairs = text.lines().filter_map(|line| line.split_once('='));
         self.environment.extend(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())));
     }

@@ -1,0 +1,168 @@
+//! What a keyslot of a KMIP server holds: encode beside decode, strict, without any server.
+//!
+//! The key uri is `kmip:` and the Unique Identifier of the KEK. Three forms of the private part are told apart
+//! by its first bytes:
+//!
+//! ```text
+//! get       1 ‖ check(8) ‖ 1 ‖ origin u8 ‖ made u64
+//! key wrap  1 ‖ check(8) ‖ 2 ‖ origin u8 ‖ made u64 ‖ wrapped local KEK(40)
+//! AES-GCM   2 ‖ origin u8 ‖ made u64
+//! ```
+//!
+//! In the first, the server hands the KEK out, and it wraps as in [`crate::stored`]. In the second, the server
+//! encrypts a fresh KEK of ours by AES Key Wrap (RFC 3394), and that one wraps. In the third, the server itself
+//! encrypts the DEK: IV(12) ‖ ciphertext(32) ‖ tag(16), with everything in the keyslot as additional
+//! authenticated data. Origin is 1 where sealbd made the KEK, else 0. Made is the KEK's Initial Date in seconds
+//! since 1970, little endian, 0 where the server does not say: identifiers repeat after a reset.
+
+use crate::manager::{KeyDescription, KeyError, SlotType, WrappedKey};
+use crate::{stored, verify};
+
+use super::Mode;
+
+/// Length of a KEK wrapped by AES Key Wrap: 32 bytes and the integrity check.
+pub(crate) const BLOB_LEN: usize = 40;
+/// Longest identifier: uuids have 36 characters, and specs of keys room for 64.
+const ID_MAX: usize = 128;
+const URI_PREFIX: &str = "kmip:";
+const FORM_GET: u8 = 1;
+const FORM_KEY_WRAP: u8 = 2;
+const PRIVATE_GCM: u8 = 2;
+const _: () = assert!(2 + 8 + BLOB_LEN <= stored::DETAILS_MAX);
+
+/// A Unique Identifier: visible ASCII without spaces. A uuid, or `1`: it says nothing, and repeats.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct KeyId(String);
+
+impl KeyId {
+    /// Reads one; none where the text is anything else.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let fits = (1..=ID_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        fits.then(|| Self(text.to_owned()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What a keyslot says. Not authenticated until it has been unwrapped.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Keyslot {
+    pub(crate) id: KeyId,
+    pub(crate) form: Form,
+    pub(crate) origin: Origin,
+    /// The KEK's Initial Date; zero where it is not known.
+    pub(crate) made: u64,
+}
+
+/// How a DEK is wrapped.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Form {
+    /// Here, under the KEK that the server hands out.
+    Get,
+    /// Here, under a KEK that the server encrypts by AES Key Wrap.
+    KeyWrap {
+        /// That KEK, wrapped.
+        blob: [u8; BLOB_LEN],
+    },
+    /// By AES-GCM in the server.
+    Gcm,
+}
+
+impl Form {
+    /// In words for people.
+    fn text(&self) -> &'static str {
+        match self {
+            Self::Get => "fetched KEK",
+            Self::KeyWrap { .. } => "AES key wrap in the server",
+            Self::Gcm => "AES-GCM in the server",
+        }
+    }
+
+    /// Whether a provider of that mode may use it.
+    pub(crate) fn fits(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::Auto => true,
+            Mode::Get => matches!(self, Self::Get),
+            Mode::Encrypt => matches!(self, Self::KeyWrap { .. } | Self::Gcm),
+        }
+    }
+}
+
+/// Who made a KEK: only what sealbd made it destroys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Origin {
+    Given,
+    Made,
+}
+
+impl Keyslot {
+    /// The key uri.
+    pub(crate) fn uri(&self) -> String {
+        format!("{URI_PREFIX}{}", self.id.as_str())
+    }
+
+    /// The private part of the GCM form, or the details of the others.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let Self { id: _, form, origin, made } = self;
+        let first = match form {
+            Form::Get => FORM_GET,
+            Form::KeyWrap { .. } => FORM_KEY_WRAP,
+            Form::Gcm => PRIVATE_GCM,
+        };
+        let mut bytes = vec![first, u8::from(*origin == Origin::Made)];
+        bytes.extend(made.to_le_bytes());
+        if let Form::KeyWrap { blob } = form {
+            bytes.extend(blob);
+        }
+        bytes
+    }
+
+    /// Reads a keyslot.
+    ///
+    /// # Errors
+    /// [`KeyError::Malformed`].
+    pub(crate) fn decode(key: &WrappedKey) -> Result<Self, KeyError> {
+        let malformed = |why: &str| KeyError::Malformed(why.to_owned());
+        verify::is_type(key, SlotType::Kmip)?;
+        verify::wrapped_len(key)?;
+        let id = key.kek_uri.strip_prefix(URI_PREFIX).and_then(KeyId::parse);
+        let id = id.ok_or_else(|| malformed("its key uri is not kmip: and an identifier"))?;
+        let (is_gcm, rest) = match key.private.as_slice() {
+            [PRIVATE_GCM, rest @ ..] => (true, rest),
+            _ => (false, stored::details(key)?),
+        };
+        let (form, rest) = match (is_gcm, rest) {
+            (true, rest) => (Form::Gcm, rest),
+            (false, [FORM_GET, rest @ ..]) => (Form::Get, rest),
+            (false, [FORM_KEY_WRAP, rest @ ..]) => {
+                let (rest, blob) = rest
+                    .split_last_chunk::<BLOB_LEN>()
+                    .ok_or_else(|| malformed("its private part is too short"))?;
+                (Form::KeyWrap { blob: *blob }, rest)
+            }
+            _ => return Err(malformed("its private part is of no form that is known")),
+        };
+        let (origin, made) = match rest {
+            [0, made @ ..] => (Origin::Given, made),
+            [1, made @ ..] => (Origin::Made, made),
+            _ => return Err(malformed("its origin is unknown")),
+        };
+        let made = made.try_into().map_err(|_| malformed("its private part has a wrong length"))?;
+        Ok(Self { id, form, origin, made: u64::from_le_bytes(made) })
+    }
+}
+
+/// Tells what such a keyslot is made of.
+///
+/// # Errors
+/// [`KeyError::Malformed`].
+pub(crate) fn describe(key: &WrappedKey) -> Result<KeyDescription, KeyError> {
+    let Keyslot { id, form, .. } = Keyslot::decode(key)?;
+    Ok(KeyDescription {
+        text: format!("{}, key {}", form.text(), id.as_str()),
+        key_id: Some(id.as_str().to_owned()),
+        version: None,
+    })
+}
