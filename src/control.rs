@@ -7,3 +7,6 @@ pub mod client;
 pub mod gate;
 pub mod protocol;
 pub mod server;
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@
 //! comes to its end.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -25,7 +25,7 @@ pub struct Request {
 }
 
 /// What is asked for.
-#[derive(Serialize, Deserialize, Debug)]
+#[derive(Serialize, Deserialize, Clone, Debug)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Ask {
     /// How the volume is served.

@@ -23,11 +23,11 @@ const SIZE: u64 = 4 << 20;
 /// How long anything here may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-fn managers() -> Vec<Box<dyn KeyManager>> {
+pub(in crate::control) fn managers() -> Vec<Box<dyn KeyManager>> {
     vec![Box::new(Keyfile::from_secret(Secret32::take(&mut [7; 32])))]
 }
 
-async fn format(size: u64) -> Arc<MemoryStore> {
+pub(in crate::control) async fn format(size: u64) -> Arc<MemoryStore> {
     let geometry = Geometry::for_export(size).unwrap();
     let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
     let mut new = NewVolume::prepare(geometry, 4096, "gate", Engine::default()).unwrap();
@@ -36,22 +36,22 @@ async fn format(size: u64) -> Arc<MemoryStore> {
     store
 }
 
-async fn unlock(store: &dyn SlotStore) -> Unlocked {
+pub(in crate::control) async fn unlock(store: &dyn SlotStore) -> Unlocked {
     read_header(store).await.unwrap().unlock(Engine::default(), &managers()).await.unwrap()
 }
 
-async fn open_as(store: Arc<dyn SlotStore>, mode: OpenMode) -> Arc<Gate> {
+pub(in crate::control) async fn open_as(store: Arc<dyn SlotStore>, mode: OpenMode) -> Arc<Gate> {
     let volume = Volume::open(store.clone(), unlock(&*store).await, mode).await.unwrap();
     Arc::new(Gate::new(volume, store, Engine::default()))
 }
 
-async fn running() -> (Arc<MemoryStore>, Arc<Gate>) {
+pub(in crate::control) async fn running() -> (Arc<MemoryStore>, Arc<Gate>) {
     let store = format(SIZE).await;
     let gate = open_as(store.clone(), OpenMode::ReadWrite).await;
     (store, gate)
 }
 
-async fn dek(store: &dyn SlotStore) -> Dek {
+pub(in crate::control) async fn dek(store: &dyn SlotStore) -> Dek {
     unlock(store).await.dek
 }
 
@@ -59,12 +59,12 @@ fn sector(lba: u64) -> ByteRange {
     ByteRange::within(lba * 4096, 4096, SIZE).unwrap()
 }
 
-async fn put(gate: &Gate, lba: u64, fill: u8) -> Result<(), ExportError> {
+pub(in crate::control) async fn put(gate: &Gate, lba: u64, fill: u8) -> Result<(), ExportError> {
     gate.write(Payload::copy_of(sector(lba), &[fill; 4096]), Durability::Accepted).await
 }
 
 /// What the sector is full of.
-async fn fill_of(gate: &Gate, lba: u64) -> Result<u8, ExportError> {
+pub(in crate::control) async fn fill_of(gate: &Gate, lba: u64) -> Result<u8, ExportError> {
     let mut buf = [0xee; 4096];
     gate.read(sector(lba), &mut buf).await?;
     assert!(buf.iter().all(|byte| *byte == buf[0]), "one write fills a sector");
@@ -83,12 +83,12 @@ fn gone(keys: &Weak<VolumeKeys>) -> bool {
 }
 
 /// What does not hang.
-async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(in crate::control) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     timeout(DEADLINE, work).await.unwrap_or_else(|_| panic!("hangs: {what}"))
 }
 
 /// Waits until it is so.
-async fn until(what: &str, so: impl Fn() -> bool) {
+pub(in crate::control) async fn until(what: &str, so: impl Fn() -> bool) {
     let waited = async {
         while !so() {
             tokio::task::yield_now().await;
@@ -98,7 +98,7 @@ async fn until(what: &str, so: impl Fn() -> bool) {
 }
 
 /// Starts a request that must park as number `count`.
-async fn park<T: Send + 'static>(
+pub(in crate::control) async fn park<T: Send + 'static>(
     gate: &Arc<Gate>,
     count: usize,
     request: impl Future<Output = T> + Send + 'static,
