@@ -166,3 +166,85 @@ pub(crate) fn describe(key: &WrappedKey) -> Result<KeyDescription, KeyError> {
         version: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stored(keyslot: &Keyslot) -> WrappedKey {
+        let mut private = keyslot.encode();
+        if !matches!(keyslot.form, Form::Gcm) {
+            private.splice(0..0, [1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        WrappedKey { slot_type: SlotType::Kmip, kek_uri: keyslot.uri(), wrapped: vec![0; 60], private }
+    }
+
+    fn sample(form: Form, origin: Origin) -> Keyslot {
+        let id = KeyId::parse("9fca5b8c-8f2d-4a0b-8b73-000000000001").unwrap();
+        Keyslot { id, form, origin, made: 1_700_000_000 }
+    }
+
+    #[test]
+    fn every_form_is_read_as_it_was_written() {
+        for form in [Form::Get, Form::KeyWrap { blob: [7; BLOB_LEN] }, Form::Gcm] {
+            for origin in [Origin::Given, Origin::Made] {
+                let keyslot = sample(form.clone(), origin);
+                assert_eq!(Keyslot::decode(&stored(&keyslot)).unwrap(), keyslot);
+            }
+        }
+    }
+
+    /// The bytes of docs/FORMAT.md.
+    #[test]
+    fn the_forms_have_these_bytes() {
+        let made = [0x00, 0xf1, 0x53, 0x65, 0, 0, 0, 0];
+        let get = sample(Form::Get, Origin::Made);
+        assert_eq!(stored(&get).private, [[1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1].as_slice(), &made].concat());
+        let wrap = stored(&sample(Form::KeyWrap { blob: [7; BLOB_LEN] }, Origin::Given)).private;
+        assert_eq!(wrap, [[1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0].as_slice(), &made, &[7; BLOB_LEN]].concat());
+        assert_eq!(sample(Form::Gcm, Origin::Made).encode(), [[2, 1].as_slice(), &made].concat());
+        assert_eq!(get.uri(), "kmip:9fca5b8c-8f2d-4a0b-8b73-000000000001");
+    }
+
+    #[test]
+    fn an_identifier_is_visible_and_has_an_end() {
+        let longest = "x".repeat(ID_MAX);
+        for text in ["1", "9fca5b8c-8f2d-4a0b-8b73-000000000001", "a/b:c", &longest] {
+            assert_eq!(KeyId::parse(text).unwrap().as_str(), text);
+        }
+        for text in ["", " ", "a b", "a\n", "\u{1b}[31m", "é", &"x".repeat(ID_MAX + 1)] {
+            assert_eq!(KeyId::parse(text), None, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_to_what_encodes_to_them_or_are_refused(
+            private in prop::collection::vec(any::<u8>(), 0..80),
+            first in 0_u8..4,
+            form in 0_u8..4,
+            len in prop_oneof![Just(10_usize), Just(19), Just(59), 0_usize..80],
+        ) {
+            let mut private = private;
+            private.resize(len, 0);
+            private.splice(0..len.min(1), [first]);
+            if let [1, _, _, _, _, _, _, _, _, at, origin, ..] = private.as_mut_slice() {
+                (*at, *origin) = (form, *origin % 3);
+            }
+            let key = WrappedKey {
+                slot_type: SlotType::Kmip,
+                kek_uri: "kmip:1".into(),
+                wrapped: vec![0; 60],
+                private,
+            };
+            if let Ok(keyslot) = Keyslot::decode(&key) {
+                let again = stored(&keyslot).private;
+                prop_assert_eq!(again.len(), key.private.len());
+                // The check is not the keyslot's.
+                prop_assert!(again[again.len() - 10..] == key.private[key.private.len() - 10..]);
+            }
+        }
+    }
+}

@@ -287,6 +287,10 @@ fn wrap_by(
             let (kek_uri, private) = (keyslot.uri(), keyslot.encode());
             let aad = stored::bound(context, SLOT_TYPE, &kek_uri, &private);
             match session.seal(&kek.id, dek, &aad)? {
+                // A server that passes over what it does not know would bind nothing.
+                Ok(sealed) if session.open(&kek.id, &sealed, &[&aad, "?".as_bytes()].concat())?.is_ok() => {
+                    return Ok(Err(Refusal::Unsupported));
+                }
                 Ok(sealed) => WrappedKey { slot_type: SLOT_TYPE, kek_uri, wrapped: sealed.to_vec(), private },
                 Err(refusal) => return Ok(Err(refusal)),
             }

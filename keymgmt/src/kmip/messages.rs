@@ -163,3 +163,6 @@ fn payload(item: Item<'_>) -> Result<Item<'_>, AnswerError> {
         Some(_) => Err(AnswerError::Form),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -322,3 +322,6 @@ fn padding_len(len: usize) -> usize {
 fn len_u32(len: usize) -> u32 {
     u32::try_from(len).expect("messages are far below 4 GiB")
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,12 +46,11 @@ fn open(table: &str, spec: &str) -> Result<Box<dyn KeyManager>, KeyError> {
 /// A real server, and what only its administrators do.
 struct Server {
     service: Service,
-    script: &'static str,
 }
 
 impl Server {
-    fn start(script: &'static str) -> Self {
-        Self { service: Service::start(script, &[]), script }
+    fn start(script: &str) -> Self {
+        Self { service: Service::start(script, &[]) }
     }
 
     fn address(&self) -> &str {

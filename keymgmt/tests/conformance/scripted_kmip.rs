@@ -132,6 +132,9 @@ pub(crate) struct Key {
     owner: Vec<u8>,
 }
 
+/// Changes an answer.
+type Change = Arc<dyn Fn(&mut Vec<u8>) + Send + Sync>;
+
 /// What goes wrong with a request.
 #[derive(Clone)]
 pub(crate) enum Fault {
@@ -140,7 +143,7 @@ pub(crate) enum Fault {
     /// These bytes as the answer.
     Raw(Vec<u8>),
     /// The right answer, changed.
-    Change(Arc<dyn Fn(&mut Vec<u8>) + Send + Sync>),
+    Change(Change),
     /// These bytes, then zeros without end.
     Endless(Vec<u8>),
     /// The right answer, byte by byte with pauses.

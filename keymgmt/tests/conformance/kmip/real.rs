@@ -143,8 +143,7 @@ async fn a_server_of_another_signer_or_another_name_is_not_trusted() {
     let by_name = open(&table(&by_name, server.tls(), "client", ""), "kms:prod").unwrap();
     by_name.probe().await.unwrap();
 
-    let service = Service::start("pykmip", &[("SERVER_CERTIFICATE", "other")]);
-    let server = Server { service, script: "pykmip" };
+    let server = Server { service: Service::start("pykmip", &[("SERVER_CERTIFICATE", "other")]) };
     let error = server.manager("kms:prod", "").probe().await.unwrap_err();
     assert!(matches!(error, KeyError::Untrusted(_)), "{error}");
 }
