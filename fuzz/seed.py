@@ -132,8 +132,24 @@ def audit_seeds():
     yield "audit_log", "torn", b"".join(lines[:3]) + torn[:-1]
 
 
+def control_seeds():
+    """Both sides of a control socket as docs/CONTROL.md has them."""
+    asks = ["status", "header", {"replace-header": {"header": "U0VBTA=="}}, "suspend", "resume", "stop"]
+    requests = [{"sealbd_control": 1, "ask": ask} for ask in asks]
+    status = {"uuid": "6f1c2b0e-0000-4000-8000-000000000001", "pid": 7, "export": "vol", "state": "running"}
+    answers = [
+        {"ok": {"status": status | {"since": 1767323045, "parked": 3}}},
+        {"ok": {"header": {"generation": 2, "header": "U0VBTA=="}}},
+        {"ok": "send-key"},
+        {"ok": {"state": "suspended"}},
+        {"error": {"code": "busy", "message": "somebody else was first"}},
+    ]
+    for name, messages in ("requests", requests), ("answers", answers):
+        yield "control_lines", name, b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+
+
 def main():
-    for target, name, data in [*format_seeds(), *nbd_seeds(), *audit_seeds()]:
+    for target, name, data in [*format_seeds(), *nbd_seeds(), *audit_seeds(), *control_seeds()]:
         directory = os.path.join(HERE, "corpus", target)
         os.makedirs(directory, exist_ok=True)
         with open(os.path.join(directory, name), "wb") as file:

@@ -413,5 +413,6 @@ proptest! {
     #[test]
     fn audit_logs_with_bytes_changed(changes in changes(), again in any::<prop::sample::Index>()) {
         roundtrip::audit_log(&changed(&of_corpus("audit_log", again), &changes));
+        roundtrip::control_lines(&changed(&of_corpus("control_lines", again), &changes));
     }
 }

@@ -6,6 +6,7 @@
 use sealbd::audit::{Chain, LineReader, Record};
 use sealbd::cipher::nonce::Domain;
 use sealbd::cipher::{OpenSegmentKey, UidSource, VolumeKeys};
+use sealbd::control::protocol::{self, read_line, write_line};
 use sealbd::export::ExportInfo;
 use sealbd::format::chunk::{ChunkHeader, ChunkLayout, ChunkPrefix, PREFIX_LEN};
 use sealbd::format::header::{HEADER_LEN, UnverifiedHeader};
@@ -31,7 +32,7 @@ use sealbd::wire::transmission::{
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every fuzz target.
-pub(crate) const TARGETS: [Target; 16] = [
+pub(crate) const TARGETS: [Target; 17] = [
     ("header", header),
     ("keyslot", keyslot),
     ("ring_block", ring_block),
@@ -48,6 +49,7 @@ pub(crate) const TARGETS: [Target; 16] = [
     ("nbd_session", nbd_session),
     ("nbd_replies", nbd_replies),
     ("audit_log", audit_log),
+    ("control_lines", control_lines),
 ];
 
 const STYLES: [HeaderStyle; 2] = [HeaderStyle::Compact, HeaderStyle::Extended];
@@ -384,6 +386,54 @@ pub(crate) fn audit_log(data: &[u8]) {
         let summary = chain.finish().expect("nothing was awaited");
         let lines = data.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
         assert!(summary.records <= lines as u64, "a record is a line");
+    }
+}
+
+/// What is said on a control socket, as requests and as answers; spellings differ, meanings do not.
+pub(crate) fn control_lines(data: &[u8]) {
+    let mut reader = data;
+    while let Some(read) = control_line(&mut reader, |reader| at_once(read_line::<protocol::Request>(reader)))
+    {
+        let Ok(Some(request)) = read else { continue };
+        let encoded = control_encoded(|out| at_once(write_line(out, &request)));
+        let again: protocol::Request = control_decoded(at_once(read_line(&mut encoded.as_slice())));
+        assert!(control_encoded(|out| at_once(write_line(out, &again))) == encoded, "re-encoded");
+    }
+    let mut reader = data;
+    while let Some(read) = control_line(&mut reader, |reader| at_once(read_line::<protocol::Answer>(reader)))
+    {
+        let Ok(Some(answer)) = read else { continue };
+        let encoded = control_encoded(|out| at_once(write_line(out, &answer)));
+        let again: protocol::Answer = control_decoded(at_once(read_line(&mut encoded.as_slice())));
+        assert!(control_encoded(|out| at_once(write_line(out, &again))) == encoded, "re-encoded");
+    }
+}
+
+/// Reads a line, if there is one, and nothing beyond it.
+fn control_line<T>(reader: &mut &[u8], read: impl FnOnce(&mut &[u8]) -> T) -> Option<T> {
+    let before = *reader;
+    let line_len = before.iter().position(|byte| *byte == b'\n').map_or(before.len(), |at| at + 1);
+    let line = (!before.is_empty()).then(|| read(reader));
+    assert!(before.len() - reader.len() <= line_len, "nothing is read beyond a line");
+    line
+}
+
+fn control_encoded(write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> Vec<u8> {
+    let mut out = Vec::new();
+    write(&mut out).expect("memory takes it");
+    out
+}
+
+fn control_decoded<T>(read: std::io::Result<Option<T>>) -> T {
+    read.expect("our own").expect("a line")
+}
+
+/// Polls what never waits.
+fn at_once<T>(future: impl Future<Output = T>) -> T {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(done) => done,
+        std::task::Poll::Pending => panic!("reading from memory waits"),
     }
 }
 
