@@ -26,6 +26,8 @@ mod formatting;
 mod headers;
 #[path = "cli/keys.rs"]
 mod keys;
+#[path = "cli/killed.rs"]
+mod killed;
 #[path = "cli/passphrases.rs"]
 mod passphrases;
 #[path = "cli/pinning.rs"]

@@ -4,7 +4,7 @@
 //! a command off, the next one knows what is left to do. A version that another keyslot needs, of this volume or
 //! of another one in the configuration, is not destroyed: one key may wrap many volumes.
 
-use keymgmt::manager::{KeyError, KeyManager, WrapContext, WrappedKey};
+use keymgmt::manager::{KeyDescription, KeyError, KeyManager, SlotType, WrapContext, WrappedKey};
 
 use super::context::Context;
 use super::key::Opened;
@@ -73,9 +73,9 @@ pub(super) async fn destroy_parked(
         .enumerate()
         .filter_map(|(number, slot)| Some((number, waiting(slot)?)))
         .collect();
-    let mut fates = Vec::new();
+    let (mut fates, mut gone) = (Vec::new(), Gone::default());
     for (number, key) in waiting {
-        let fate = destroy_one(&opened.managers, &key, &header, context).await;
+        let fate = destroy_one(&opened.managers, &key, &header, &mut gone, context).await;
         if fate.is_final() {
             header.keyslots[number] = None;
         }
@@ -89,8 +89,30 @@ pub(super) async fn destroy_parked(
     Ok(fates)
 }
 
+/// Versions that this command destroyed: a second keyslot under one of them is denied then.
+#[derive(Default)]
+pub(super) struct Gone(Vec<(SlotType, KeyDescription)>);
+
 /// Destroys the version that wrapped a key of the volume whose header is, or will be, `header`.
 pub(super) async fn destroy_one(
+    managers: &[Box<dyn KeyManager>],
+    key: &WrappedKey,
+    header: &Header,
+    gone: &mut Gone,
+    context: &Context,
+) -> Fate {
+    let version = (key.slot_type, context.described(key));
+    match ask_to_destroy(managers, key, header, context).await {
+        Fate::Denied(_) if gone.0.contains(&version) => Fate::Destroyed,
+        Fate::Destroyed => {
+            gone.0.push(version);
+            Fate::Destroyed
+        }
+        fate => fate,
+    }
+}
+
+async fn ask_to_destroy(
     managers: &[Box<dyn KeyManager>],
     key: &WrappedKey,
     header: &Header,
