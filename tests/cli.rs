@@ -28,12 +28,16 @@ mod headers;
 mod keys;
 #[path = "cli/killed.rs"]
 mod killed;
+#[path = "cli/managers.rs"]
+mod managers;
 #[path = "cli/passphrases.rs"]
 mod passphrases;
 #[path = "cli/pinning.rs"]
 mod pinning;
 #[path = "cli/plugins.rs"]
 mod plugins;
+#[path = "cli/revoking.rs"]
+mod revoking;
 #[path = "cli/rotating.rs"]
 mod rotating;
 #[path = "cli/secrecy.rs"]

@@ -14,6 +14,7 @@ use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::store::Access;
 use crate::store::uri;
+use crate::volume::VolumeError;
 use crate::volume::unlock::{read_header, wrap_context};
 
 /// What became of a key version.
@@ -137,12 +138,16 @@ async fn ask_to_destroy(
         return Fate::Failed(error.into());
     }
     // One that was not given may have it.
-    let providers = context.registry.providers().iter();
-    let asked_all = denials.len() >= providers.filter(|one| one.slot_type() == key.slot_type).count();
+    let asked_all = denials.len() >= providers_of(key.slot_type, context);
     match denials.pop() {
         Some(why) if asked_all => Fate::Denied(why),
         _ => Fate::NotGiven,
     }
+}
+
+/// How many key managers of the configuration make such keyslots.
+pub(super) fn providers_of(slot_type: SlotType, context: &Context) -> usize {
+    context.registry.providers().iter().filter(|provider| provider.slot_type() == slot_type).count()
 }
 
 async fn destroy_by(manager: &dyn KeyManager, key: &WrappedKey, header: &Header, context: &Context) -> Fate {
@@ -171,10 +176,11 @@ async fn needed_by(
     for VolumeSettings { name, backend, .. } in &context.settings.volumes {
         let store = uri::open(backend, Access::Inspect).await;
         let copies = match store {
-            Ok(store) => read_header(&*store).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
+            Ok(store) => read_header(&*store).await,
+            Err(error) => Err(error.into()),
         };
         match copies {
+            Err(VolumeError::NotAVolume) => {}
             Err(why) => return Some(format!("volume {name} may need it and cannot be read: {why}")),
             Ok(copies) if copies.claimed().volume == header.volume => {}
             Ok(copies) => {
