@@ -20,6 +20,8 @@ mod erasing;
 mod errors;
 #[path = "cli/fleet.rs"]
 mod fleet;
+#[path = "cli/forged.rs"]
+mod forged;
 #[path = "cli/formatting.rs"]
 mod formatting;
 #[path = "cli/headers.rs"]
@@ -30,6 +32,8 @@ mod keys;
 mod killed;
 #[path = "cli/managers.rs"]
 mod managers;
+#[path = "cli/online.rs"]
+mod online;
 #[path = "cli/passphrases.rs"]
 mod passphrases;
 #[path = "cli/pinning.rs"]

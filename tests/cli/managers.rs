@@ -231,6 +231,38 @@ fn kms_lists_asks_and_tells_who_depends_on_it() {
 }
 
 #[test]
+fn what_a_key_manager_notes_is_told_by_every_verb_that_asks_it() {
+    let desk = both();
+    std::fs::write(desk.path("seal"), [7; 32]).expect("ours");
+    std::fs::set_permissions(desk.path("seal"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("ours");
+    let cache = "cache = { secret = 'file:DIR/seal', directory = 'DIR/cache', ttl = '1h' }\n";
+    desk.configure(&format!("{}{cache}", QUICK.provider("60s", "0s")));
+    let slot = ["--slot", "kms:quick-keys/db"];
+    let of = |words: &[&'static str]| [words, &slot[..]].concat();
+    desk.ok(&with_config(&of(&["check", "vol"])));
+    QUICK.mood(&desk, "unreachable");
+    let note = "sealbd: key manager quick-keys unreachable (";
+    for words in [
+        of(&["check", "vol"]),
+        of(&["status", "vol"]),
+        of(&["key", "test", "vol"]),
+        of(&["header", "verify", "vol"]),
+        of(&["serve", "vol", "--run", "true"]),
+        of(&["key", "add", "vol", "--new-slot", "keyfile:new"]),
+        of(&["key", "priority", "vol", "--key-slot", "0", "--priority", "1"]),
+        [&of(&["check", "vol"])[..], &["--slot", "keyfile:none"]].concat(),
+    ] {
+        let ended = desk.try_out(&words);
+        assert_eq!(ended.code, 0, "{words:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(note), "{words:?}: {}", ended.stderr);
+    }
+    // Where the verb itself fails, too.
+    let ended = desk.try_out(&of(&["rotate", "vol", "--kek"]));
+    assert_eq!((ended.code, ended.stderr.contains(note)), (6, true), "{}", ended.stderr);
+}
+
+#[test]
 fn key_test_tells_of_every_keyslot_why_it_does_not_open() {
     let desk = both();
     OTHER.mood(&desk, "denied");
