@@ -20,18 +20,28 @@ mod erasing;
 mod errors;
 #[path = "cli/fleet.rs"]
 mod fleet;
+#[path = "cli/forged.rs"]
+mod forged;
 #[path = "cli/formatting.rs"]
 mod formatting;
 #[path = "cli/headers.rs"]
 mod headers;
 #[path = "cli/keys.rs"]
 mod keys;
+#[path = "cli/killed.rs"]
+mod killed;
+#[path = "cli/managers.rs"]
+mod managers;
+#[path = "cli/online.rs"]
+mod online;
 #[path = "cli/passphrases.rs"]
 mod passphrases;
 #[path = "cli/pinning.rs"]
 mod pinning;
 #[path = "cli/plugins.rs"]
 mod plugins;
+#[path = "cli/revoking.rs"]
+mod revoking;
 #[path = "cli/rotating.rs"]
 mod rotating;
 #[path = "cli/secrecy.rs"]

@@ -4,7 +4,7 @@
 //! a command off, the next one knows what is left to do. A version that another keyslot needs, of this volume or
 //! of another one in the configuration, is not destroyed: one key may wrap many volumes.
 
-use keymgmt::manager::{KeyError, KeyManager, WrapContext, WrappedKey};
+use keymgmt::manager::{KeyDescription, KeyError, KeyManager, SlotType, WrapContext, WrappedKey};
 
 use super::context::Context;
 use super::key::Opened;
@@ -14,6 +14,7 @@ use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::store::Access;
 use crate::store::uri;
+use crate::volume::VolumeError;
 use crate::volume::unlock::{read_header, wrap_context};
 
 /// What became of a key version.
@@ -73,9 +74,9 @@ pub(super) async fn destroy_parked(
         .enumerate()
         .filter_map(|(number, slot)| Some((number, waiting(slot)?)))
         .collect();
-    let mut fates = Vec::new();
+    let (mut fates, mut gone) = (Vec::new(), Gone::default());
     for (number, key) in waiting {
-        let fate = destroy_one(&opened.managers, &key, &header, context).await;
+        let fate = destroy_one(&opened.managers, &key, &header, &mut gone, context).await;
         if fate.is_final() {
             header.keyslots[number] = None;
         }
@@ -89,8 +90,30 @@ pub(super) async fn destroy_parked(
     Ok(fates)
 }
 
+/// Versions that this command destroyed: a second keyslot under one of them is denied then.
+#[derive(Default)]
+pub(super) struct Gone(Vec<(SlotType, KeyDescription)>);
+
 /// Destroys the version that wrapped a key of the volume whose header is, or will be, `header`.
 pub(super) async fn destroy_one(
+    managers: &[Box<dyn KeyManager>],
+    key: &WrappedKey,
+    header: &Header,
+    gone: &mut Gone,
+    context: &Context,
+) -> Fate {
+    let version = (key.slot_type, context.described(key));
+    match ask_to_destroy(managers, key, header, context).await {
+        Fate::Denied(_) if gone.0.contains(&version) => Fate::Destroyed,
+        Fate::Destroyed => {
+            gone.0.push(version);
+            Fate::Destroyed
+        }
+        fate => fate,
+    }
+}
+
+async fn ask_to_destroy(
     managers: &[Box<dyn KeyManager>],
     key: &WrappedKey,
     header: &Header,
@@ -115,12 +138,16 @@ pub(super) async fn destroy_one(
         return Fate::Failed(error.into());
     }
     // One that was not given may have it.
-    let providers = context.registry.providers().iter();
-    let asked_all = denials.len() >= providers.filter(|one| one.slot_type() == key.slot_type).count();
+    let asked_all = denials.len() >= providers_of(key.slot_type, context);
     match denials.pop() {
         Some(why) if asked_all => Fate::Denied(why),
         _ => Fate::NotGiven,
     }
+}
+
+/// How many key managers of the configuration make such keyslots.
+pub(super) fn providers_of(slot_type: SlotType, context: &Context) -> usize {
+    context.registry.providers().iter().filter(|provider| provider.slot_type() == slot_type).count()
 }
 
 async fn destroy_by(manager: &dyn KeyManager, key: &WrappedKey, header: &Header, context: &Context) -> Fate {
@@ -149,10 +176,11 @@ async fn needed_by(
     for VolumeSettings { name, backend, .. } in &context.settings.volumes {
         let store = uri::open(backend, Access::Inspect).await;
         let copies = match store {
-            Ok(store) => read_header(&*store).await.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
+            Ok(store) => read_header(&*store).await,
+            Err(error) => Err(error.into()),
         };
         match copies {
+            Err(VolumeError::NotAVolume) => {}
             Err(why) => return Some(format!("volume {name} may need it and cannot be read: {why}")),
             Ok(copies) if copies.claimed().volume == header.volume => {}
             Ok(copies) => {

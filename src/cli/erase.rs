@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::arguments::EraseOptions;
 use super::context::Context;
-use super::destroy::{Fate, destroy_one};
+use super::destroy::{Fate, Gone, destroy_one};
 use super::inspect;
 use super::key::Opened;
 use super::known::{HeaderBackup, Known};
@@ -135,7 +135,7 @@ pub(super) async fn run(options: &EraseOptions, context: &Context) -> Result<Exi
 }
 
 /// What became of the key of a keyslot.
-struct Gone {
+struct Ended {
     kek: String,
     /// Not, where the key manager failed or only said no.
     certain: bool,
@@ -157,20 +157,20 @@ async fn erase(
     certificate.verified = matches!(refused, Err(VolumeError::NoKeyFits(_)));
     // No keyslot is left, so none of this volume needs any of them.
     let empty = opened.unlocked.header.clone();
-    let mut fates = Vec::new();
+    let (mut fates, mut gone) = (Vec::new(), Gone::default());
     for slot in header.keyslots.iter().flatten() {
         let own = matches!(slot.key.slot_type, SlotType::Passphrase | SlotType::Keyfile | SlotType::Recovery);
         fates.push(match own {
-            true => Gone { kek: "the user's own secret".to_owned(), certain: true },
-            false => match destroy_one(&opened.managers, &slot.key, &empty, context).await {
-                Fate::Denied(why) => Gone { kek: Fate::Denied(why).text(), certain: false },
-                Fate::Failed(failure) => Gone { kek: Fate::Failed(failure).text(), certain: false },
-                fate => Gone { kek: fate.text(), certain: true },
+            true => Ended { kek: "the user's own secret".to_owned(), certain: true },
+            false => match destroy_one(&opened.managers, &slot.key, &empty, &mut gone, context).await {
+                Fate::Denied(why) => Ended { kek: Fate::Denied(why).text(), certain: false },
+                Fate::Failed(failure) => Ended { kek: Fate::Failed(failure).text(), certain: false },
+                fate => Ended { kek: fate.text(), certain: true },
             },
         });
     }
-    certificate.uncertain = fates.iter().filter(|gone| !gone.certain).count();
-    let mut fates = fates.into_iter().map(|gone| gone.kek);
+    certificate.uncertain = fates.iter().filter(|ended| !ended.certain).count();
+    let mut fates = fates.into_iter().map(|ended| ended.kek);
     certificate.keyslots = erased(header, context, |_| fates.next().unwrap_or_default());
     Ok(())
 }

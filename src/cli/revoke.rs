@@ -71,7 +71,8 @@ pub(super) async fn run(options: &RevokeOptions, context: &Context) -> Result<Ex
     let failure = Failure::partly(
         format!("keyslot {number} opens nothing any more; its key is not destroyed yet: {message}"),
         format!("sealbd revoke BACKEND --key-slot {number} once more, when the key manager answers"),
-    );
+    )
+    .naming(&opened.home.name());
     context.trail.failed(&failure);
     context.output.tell(&failure);
     Ok(ExitCode::from(failure.exit))

@@ -13,7 +13,7 @@ use keymgmt::manager::{KeyError, SlotType};
 
 use super::arguments::{BackendOption, RotateOptions};
 use super::context::Context;
-use super::destroy::{Fate, destroy_parked};
+use super::destroy::{Fate, destroy_parked, providers_of};
 use super::inspect;
 use super::key::{Opened, PHASES};
 use super::outcome::Failure;
@@ -77,7 +77,7 @@ pub(super) async fn rotate(
 ) -> Result<RotateReport, Failure> {
     let begun = Instant::now();
     let mut opened = Opened::find(backend, slots, context).await?;
-    let mut plan = plan(&opened, wanted).await?;
+    let mut plan = plan(&opened, wanted, context).await?;
     let mut finished = Vec::new();
     if !wanted.dry_run {
         if !plan.due.is_empty() || has_parked(&opened) {
@@ -137,7 +137,7 @@ struct Plan {
 }
 
 /// Which keyslots are to be rotated, by which manager, and those that are left, with the reason.
-async fn plan(opened: &Opened, wanted: Wanted) -> Result<Plan, Failure> {
+async fn plan(opened: &Opened, wanted: Wanted, context: &Context) -> Result<Plan, Failure> {
     let mut plan = Plan { due: Vec::new(), skipped: Vec::new(), failed: Vec::new() };
     let mut first_failure = None;
     if let Some(number) = wanted.key_slot {
@@ -157,9 +157,9 @@ async fn plan(opened: &Opened, wanted: Wanted) -> Result<Plan, Failure> {
         } else if let Some(age) = younger(slot, wanted.older_than) {
             skip(Why::Young(age));
         } else {
-            match manager_of(opened, slot).await {
-                Ok(Some(manager)) => plan.due.push(Due { slot: number, manager }),
-                Ok(None) => skip(Why::NoManager),
+            match manager_of(opened, slot, context).await {
+                Ok(Ok(manager)) => plan.due.push(Due { slot: number, manager }),
+                Ok(Err(why)) => skip(Why::NoManager(why)),
                 Err(error) => {
                     let failure = Failure::from(error);
                     let told = format!("slot {number} ({manager})");
@@ -179,9 +179,10 @@ async fn plan(opened: &Opened, wanted: Wanted) -> Result<Plan, Failure> {
         Why::Young(_) => true,
         // Of a fleet some volumes may have no key manager; who names such a volume has made a mistake.
         Why::OwnSecret => wanted.fleet,
-        Why::NoManager => false,
+        Why::NoManager(_) => false,
     };
-    if plan.skipped.iter().any(kept_well) && plan.skipped.iter().all(|s| !matches!(s.why, Why::NoManager)) {
+    if plan.skipped.iter().any(kept_well) && plan.skipped.iter().all(|s| !matches!(s.why, Why::NoManager(_)))
+    {
         return Ok(plan);
     }
     let why: Vec<String> =
@@ -246,22 +247,34 @@ async fn rotate_slot(
     Ok(report)
 }
 
-/// The manager that opens a keyslot; none when those that were given do not know it.
-async fn manager_of(opened: &Opened, slot: &Keyslot) -> Result<Option<usize>, KeyError> {
-    let mut last = None;
+/// The manager that opens a keyslot; none, and why, when those that were given do not know it.
+async fn manager_of(
+    opened: &Opened,
+    slot: &Keyslot,
+    context: &Context,
+) -> Result<Result<usize, Option<String>>, KeyError> {
+    let (mut last, mut asked) = (None, 0);
     for (index, manager) in opened.managers.iter().enumerate() {
         if manager.slot_type() != slot.key.slot_type {
             continue;
         }
+        asked += 1;
         match manager.unwrap(&slot.key, wrap_context(&opened.unlocked.header)).await {
-            Ok(Some(dek)) if dek.matches(&opened.unlocked.dek) => return Ok(Some(index)),
+            Ok(Some(dek)) if dek.matches(&opened.unlocked.dek) => return Ok(Ok(index)),
             Ok(_) => {}
             // What trying again may mend is told before a no, which may be that of a manager of the same kind.
             Err(_) if matches!(last, Some(KeyError::Unreachable(_))) => {}
             Err(error) => last = Some(error),
         }
     }
-    last.map_or(Ok(None), Err)
+    match last {
+        // The keyslot may be that of a manager which was not given.
+        Some(KeyError::Denied(why)) if asked < providers_of(slot.key.slot_type, context) => {
+            Ok(Err(Some(why)))
+        }
+        Some(error) => Err(error),
+        None => Ok(Err(None)),
+    }
 }
 
 /// Destroys the old versions, and notes what became of each.

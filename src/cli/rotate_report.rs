@@ -57,7 +57,8 @@ pub(super) struct Skipped {
 
 pub(super) enum Why {
     OwnSecret,
-    NoManager,
+    /// With the no of one of them that may be another's.
+    NoManager(Option<String>),
     Young(Duration),
 }
 
@@ -65,7 +66,8 @@ impl Why {
     pub(super) fn text(&self) -> String {
         match self {
             Self::OwnSecret => "your own secret: sealbd key change".into(),
-            Self::NoManager => "no key manager that was given opens it".into(),
+            Self::NoManager(None) => "no key manager that was given opens it".into(),
+            Self::NoManager(Some(why)) => format!("no key manager that was given opens it ({why})"),
             Self::Young(age) => format!("made {} ago", humantime::format_duration(*age)),
         }
     }

@@ -57,7 +57,9 @@ case $verb in
     wrap)
         last=gone; [ ! -e "$key.$newest" ] || read -r last < "$key.$newest"
         [ "$last" = live ] || { newest=$((newest + 1)); echo live > "$key.$newest"; }
-        field kek; blob=$(printf '%08d' $count); echo "$value" > "kek.$key.$newest.$blob"
+        serial=0; [ ! -e serial ] || read -r serial < serial
+        serial=$((serial + 1)); echo $serial > serial
+        field kek; blob=$(printf '%08d' $serial); echo "$value" > "kek.$key.$newest.$blob"
         ok="\"key_id\":\"$key\",\"version\":\"$newest\",\"blob\":\"$blob\"" ;;
     unwrap)
         [ "$state" = live ] || denied "version $version of key $key is destroyed or never was"

@@ -177,7 +177,15 @@ fn a_keyslot_of_a_key_that_was_not_given_is_left_and_one_that_fails_is_told_with
     assert_eq!(report["rotated"][0]["slot"], 0);
     let left = json!({"slot": 2, "manager": "exec", "reason": "no key manager that was given opens it"});
     assert_eq!(report["skipped"][1], left);
-    // Without a name the manager is asked, and its no is told. What could be done is done.
+    // A no may be that of another manager of its kind, which was not given.
+    let report = desk.told(&["rotate", "vol", "--kek", "--slot", "kms:quick-keys"]);
+    assert_eq!(report["rotated"][0]["slot"], 0, "{report}");
+    let reason = report["skipped"][1]["reason"].as_str().expect("a reason");
+    assert!(
+        reason.starts_with("no key manager that was given opens it (") && reason.contains("of key db2"),
+        "{reason}"
+    );
+    // When all were given it is a failure, and told. What could be done is done.
     let slots = ["--slot", "kms:quick-keys", "--slot", "kms:other-keys"];
     OTHER.mood(&desk, "denied");
     let both = [&["rotate", "vol", "--kek", "--json"][..], &slots].concat();
@@ -190,7 +198,7 @@ fn a_keyslot_of_a_key_that_was_not_given_is_left_and_one_that_fails_is_told_with
         (&json!(2), &json!(7))
     );
     assert!(ended.stderr.contains("1 keyslots rotated; slot 2 (exec): ") && !ended.next().is_empty());
-    assert_eq!((QUICK.live(&desk, "db"), OTHER.live(&desk, "db2")), (vec![1, 2, 3], vec![1]));
+    assert_eq!((QUICK.live(&desk, "db"), OTHER.live(&desk, "db2")), (vec![1, 2, 3, 4], vec![1]));
     let record = desk.records().pop().expect("a record");
     assert_eq!((&record["outcome"], &record["error"]), (&json!("failed"), &json!("partly_done")));
     // Older headers are refused all the same: the change that was made is a whole one.
