@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-"""Writes the seeds of the fuzz corpora: the golden vectors in the form that each target takes, and
-messages of the NBD protocol, laid out from its specification."""
+"""Writes the seeds of the fuzz corpora: the golden vectors in the form that each target takes, messages of the
+NBD protocol, laid out from its specification, and recorded answers of KMIP servers."""
 
 import hashlib
 import json
@@ -148,8 +148,17 @@ def control_seeds():
         yield "control_lines", name, b"".join(json.dumps(message).encode() + b"\n" for message in messages)
 
 
+def kmip_seeds():
+    """Answers of real servers, as they were recorded for the tests of the client."""
+    with open(os.path.join(HERE, "..", "keymgmt", "src", "kmip", "recorded.txt")) as file:
+        lines = [line.split() for line in file if not line.startswith("#")]
+    for operation, version, outcome, server, answer in lines:
+        name = "_".join([operation, version, outcome, server]).lower()
+        yield "kmip_response", name, bytes.fromhex(answer)
+
+
 def main():
-    for target, name, data in [*format_seeds(), *nbd_seeds(), *audit_seeds(), *control_seeds()]:
+    for target, name, data in [*format_seeds(), *nbd_seeds(), *audit_seeds(), *control_seeds(), *kmip_seeds()]:
         directory = os.path.join(HERE, "corpus", target)
         os.makedirs(directory, exist_ok=True)
         with open(os.path.join(directory, name), "wb") as file:

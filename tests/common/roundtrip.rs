@@ -32,7 +32,7 @@ use sealbd::wire::transmission::{
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every fuzz target.
-pub(crate) const TARGETS: [Target; 17] = [
+pub(crate) const TARGETS: &[Target] = &[
     ("header", header),
     ("keyslot", keyslot),
     ("ring_block", ring_block),
@@ -50,6 +50,8 @@ pub(crate) const TARGETS: [Target; 17] = [
     ("nbd_replies", nbd_replies),
     ("audit_log", audit_log),
     ("control_lines", control_lines),
+    #[cfg(feature = "kmip")]
+    ("kmip_response", kmip_response),
 ];
 
 const STYLES: [HeaderStyle; 2] = [HeaderStyle::Compact, HeaderStyle::Extended];
@@ -460,5 +462,32 @@ fn chunk_payload(kind: ChunkKind, payload: &[u8]) {
         if known && error.text.len() == text_len {
             assert!(out == payload, "re-encoded");
         }
+    }
+}
+
+/// An answer of a KMIP server: the message, and every value in it asked for by its tag.
+#[cfg(feature = "kmip")]
+pub(crate) fn kmip_response(data: &[u8]) {
+    use keymgmt::kmip::messages::{Answer, Outcome};
+    use keymgmt::kmip::ttlv::Item;
+
+    fn walk(item: &Item<'_>) {
+        for part in item.items() {
+            let found = [item.text(part.tag).is_some(), item.bytes(part.tag).is_some()];
+            let number = [item.enumeration(part.tag).is_some(), item.integer(part.tag).is_some()];
+            let types = found.into_iter().chain(number).filter(|is| *is).count();
+            assert!(types <= usize::from(item.one(part.tag).is_some()), "one type at most");
+            walk(part);
+        }
+    }
+    match Item::decode(data) {
+        Ok(item) => {
+            assert!(*item.encode() == data, "re-encoded");
+            walk(&item);
+        }
+        Err(_) => assert!(Answer::decode(data).is_err()),
+    }
+    if let Ok(Answer { outcome: Outcome::Done(payload), .. }) = Answer::decode(data) {
+        walk(&payload);
     }
 }

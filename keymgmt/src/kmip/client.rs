@@ -4,7 +4,8 @@
 //! One connection is kept between operations. It may have gone stale meanwhile, which shows only when it is
 //! used; so a request that changes nothing is asked again once on a new connection, and one that changes
 //! something is asked on a connection that has proven itself in the same operation, or on a new one. A
-//! request whose answer was lost is never repeated otherwise.
+//! request whose answer was lost is never repeated otherwise. What the TLS library buffers is its own: it is not
+//! wiped, but never swapped out or dumped where [`crate::hygiene`] could see to it.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -138,8 +139,9 @@ impl Session<'_> {
         // The header has a version itself, before any is known: the oldest, or else the newest.
         for header in [Version::V1_2, Version::V2_0] {
             let message = request(header, Operation::DiscoverVersions, our_versions);
-            listed =
-                self.exchange(Operation::DiscoverVersions, &message, |answer| Ok(Version::listed(answer)))?;
+            listed = self.exchange(header, Operation::DiscoverVersions, &message, |answer| {
+                Ok(Version::listed(answer))
+            })?;
             if listed.is_ok() {
                 break;
             }
@@ -165,11 +167,12 @@ impl Session<'_> {
     ) -> Result<Result<T, Refusal>, KeyError> {
         let version = self.version()?;
         let message = request(version, operation, payload);
-        self.exchange(operation, &message, read)
+        self.exchange(version, operation, &message, read)
     }
 
     fn exchange<T>(
         &mut self,
+        asked: Version,
         operation: Operation,
         message: &[u8],
         read: impl FnOnce(&Item<'_>) -> Result<T, &'static str>,
@@ -184,19 +187,23 @@ impl Session<'_> {
             Outcome::Done(_) if answer.operation.is_some_and(|number| number != operation.number()) => {
                 Err(untrusted("the answer is to another request"))
             }
+            Outcome::Done(_) if answer.version != asked.numbers() => {
+                Err(untrusted("the answer is of another version"))
+            }
             Outcome::Done(payload) => read(&payload).map(Ok).map_err(untrusted),
         }
     }
 
     fn transfer(&mut self, operation: Operation, message: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-        if let Some(mut link) = self.link.take()
-            && (self.proven || operation.changes_nothing())
+        let repeatable = operation.changes_nothing();
+        if let Some(mut link) = self.link.take().filter(|link| !link.sock.has_ended())
+            && (self.proven || repeatable)
         {
             link.sock.deadline = self.deadline;
             match send_and_receive(&mut link, message) {
                 Ok(answer) => return Ok(self.keep(link, answer)),
                 Err(Failed::Lie(why)) => return Err(self.lie(operation, why)),
-                Err(Failed::Io(error)) if self.proven || !is_stale(&error) => return Err(self.broken(&error)),
+                Err(Failed::Io(error)) if !repeatable || !is_stale(&error) => return Err(self.broken(&error)),
                 Err(Failed::Io(_)) => {}
             }
         }
@@ -295,6 +302,21 @@ fn last_words(link: &mut Link, error: io::Error) -> io::Error {
 struct Timed {
     tcp: TcpStream,
     deadline: Instant,
+}
+
+impl Timed {
+    /// Whether the server has ended the connection, as far as that has come here: by the end of the stream, or by
+    /// an alert of TLS, which says so.
+    fn has_ended(&self) -> bool {
+        const ALERT: u8 = 21;
+        let mut first = [0];
+        let peeked = self.tcp.set_nonblocking(true).and_then(|()| self.tcp.peek(&mut first));
+        let is_blocking = self.tcp.set_nonblocking(false).is_ok();
+        match peeked {
+            Ok(count) => count == 0 || first == [ALERT] || !is_blocking,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock || !is_blocking,
+        }
+    }
 }
 
 impl Read for Timed {

@@ -51,7 +51,7 @@ impl Refusal {
     }
 
     /// In words. The server's own are not repeated.
-    fn text(self) -> String {
+    pub(crate) fn text(self) -> String {
         match self {
             Self::NotFound => "no such object: never made, destroyed, or of another client".into(),
             Self::Forbidden => "permission denied to this client, or for this use of the key".into(),
@@ -65,23 +65,27 @@ impl Refusal {
             Self::Other(reason) => format!("the server refused it (result reason {reason:#x})"),
         }
     }
+
+    /// As an error with that text.
+    pub(crate) fn error(self, text: String) -> KeyError {
+        match self {
+            Self::Unsupported => KeyError::Unsupported(text),
+            Self::Failing => KeyError::Unreachable(text),
+            Self::Version => KeyError::Settings(text),
+            Self::NotFound
+            | Self::Forbidden
+            | Self::State
+            | Self::Kept
+            | Self::Cryptography
+            | Self::Invalid
+            | Self::Other(_) => KeyError::Denied(text),
+        }
+    }
 }
 
 /// A refusal of `what`, e.g. `Get kmip:7`.
 pub(crate) fn refused(what: &str, refusal: Refusal) -> KeyError {
-    let text = format!("{what}: {}", refusal.text());
-    match refusal {
-        Refusal::Unsupported => KeyError::Unsupported(text),
-        Refusal::Failing => KeyError::Unreachable(text),
-        Refusal::Version => KeyError::Settings(text),
-        Refusal::NotFound
-        | Refusal::Forbidden
-        | Refusal::State
-        | Refusal::Kept
-        | Refusal::Cryptography
-        | Refusal::Invalid
-        | Refusal::Other(_) => KeyError::Denied(text),
-    }
+    refusal.error(format!("{what}: {}", refusal.text()))
 }
 
 /// A failure of the connection to `server`.

@@ -1,7 +1,7 @@
 //! What sealbd asks of a KMIP server: the operations on keys, each one request (KMIP Specification 1.2 and 1.4 §4,
 //! 2.0 §6). Every answer is checked before it is used; what a key may be used for is its manager's to decide.
 
-use super::client::{Session, granted};
+use super::client::Session;
 use super::failure::Refusal;
 use super::keyslot::{BLOB_LEN, KeyId};
 use super::messages::Version;
@@ -26,6 +26,13 @@ pub(crate) struct Attributes {
     pub(crate) made: u64,
 }
 
+/// Whether a new key may leave the server in the clear.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Leaves {
+    Never,
+    Maybe,
+}
+
 /// What a server can, by its own word.
 #[derive(Clone, Debug)]
 pub(crate) struct Abilities {
@@ -41,13 +48,13 @@ impl Abilities {
 }
 
 impl Session<'_> {
-    /// Query.
-    pub(crate) fn abilities(&mut self) -> Result<Abilities, KeyError> {
+    /// Query. It may be refused to clients that may use keys.
+    pub(crate) fn abilities(&mut self) -> Result<Result<Abilities, Refusal>, KeyError> {
         let ask = |writer: &mut Writer| {
             writer.enumeration(tags::QUERY_FUNCTION, tags::QUERY_OPERATIONS);
             writer.enumeration(tags::QUERY_FUNCTION, tags::QUERY_SERVER);
         };
-        let answer = self.ask(Operation::Query, ask, |payload| {
+        self.ask(Operation::Query, ask, |payload| {
             let listed = payload.all(tags::OPERATION).take(OPERATIONS_MAX);
             let operations = listed.filter_map(|item| match item.value {
                 Value::Enumeration(number) => Some(number),
@@ -55,12 +62,26 @@ impl Session<'_> {
             });
             let vendor = payload.text(tags::VENDOR_IDENTIFICATION).unwrap_or_default();
             Ok(Abilities { operations: operations.collect(), vendor: printable(vendor) })
-        })?;
-        granted("Query", answer)
+        })
     }
 
-    /// Create: an AES-256 key of these uses. Its name is for people who look into the server.
-    pub(crate) fn create(&mut self, usage: i32, name: &str) -> Result<KeyId, KeyError> {
+    /// Whether the server offers all of these, by its own word where it gives that.
+    pub(crate) fn offers(&mut self, operations: &[Operation]) -> Result<bool, KeyError> {
+        Ok(match self.abilities()? {
+            Ok(able) => operations.iter().all(|operation| able.has(*operation)),
+            // Then it shows when they are asked for.
+            Err(_) => true,
+        })
+    }
+
+    /// Create: an AES-256 key of these uses. Its name is for people who look into the server. One that never
+    /// leaves the server is Sensitive, which came with 1.4.
+    pub(crate) fn create(
+        &mut self,
+        usage: i32,
+        leaves: Leaves,
+        name: &str,
+    ) -> Result<Result<KeyId, Refusal>, KeyError> {
         let version = self.version()?;
         let attributes = |writer: &mut Writer| {
             let mut attribute = |tag, name: &str, write: &dyn Fn(&mut Writer, u32)| {
@@ -75,6 +96,9 @@ impl Session<'_> {
             attribute(tags::CRYPTOGRAPHIC_USAGE_MASK, "Cryptographic Usage Mask", &|writer, tag| {
                 writer.integer(tag, usage);
             });
+            if leaves == Leaves::Never {
+                attribute(tags::SENSITIVE, "Sensitive", &|writer, tag| writer.boolean(tag, true));
+            }
             attribute(tags::NAME, "Name", &|writer, tag| {
                 writer.structure(tag, |writer| {
                     writer.text(tags::NAME_VALUE, name);
@@ -87,8 +111,7 @@ impl Session<'_> {
             let holder = if version < Version::V2_0 { tags::TEMPLATE_ATTRIBUTE } else { tags::ATTRIBUTES };
             writer.structure(holder, attributes);
         };
-        let answer = self.ask(Operation::Create, ask, identifier)?;
-        granted("making a key", answer)
+        self.ask(Operation::Create, ask, identifier)
     }
 
     /// Re-key: the key that replaces another.

@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    /// The bytes of docs/FORMAT.md.
+    /// Keyslots are for ever.
     #[test]
     fn the_forms_have_these_bytes() {
         let made = [0x00, 0xf1, 0x53, 0x65, 0, 0, 0, 0];

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::client::{Client, Session, granted};
 use super::failure::{Refusal, refused};
-use super::keys::Attributes;
+use super::keys::{Attributes, Leaves};
 use super::keyslot::{Form, KeyId, Keyslot, Origin};
 use super::messages::Version;
 use super::tags::{Operation, State, USAGE_ENCRYPT_DECRYPT, USAGE_WRAP_UNWRAP};
@@ -66,8 +66,7 @@ impl Inner {
                 .and_then(|kek| self.wrap_under(&mut session, &kek, dek, context));
             return wrapped.inspect_err(|_| self.uses_next(id));
         }
-        let name = name_of(context.volume)?;
-        let id = session.create(self.usage(), &name)?;
+        let id = self.create(&mut session, context)?;
         let wrapped =
             made_active(&mut session, &id).and_then(|kek| self.wrap_under(&mut session, &kek, dek, context));
         // Whatever failed must not leave a key behind that no keyslot knows.
@@ -90,26 +89,18 @@ impl Inner {
                 Err(refusal) => refusals.push((way, refusal)),
             }
         }
-        let what = |way: Way| format!("{} kmip:{}", way.name(), kek.id.as_str());
-        match refusals.as_slice() {
-            [(way, refusal)] => Err(refused(&what(*way), *refusal)),
-            [] => Err(KeyError::Unsupported("the server can neither Encrypt nor Get".into())),
-            all => {
-                // Told for what the last says: it is the one that was left.
-                let told: Vec<_> =
-                    all.iter().map(|(way, refusal)| refused(&what(*way), *refusal).to_string()).collect();
-                let (_, last) = all[all.len() - 1];
-                Err(refused(&told.join("; "), last))
-            }
-        }
+        let told: Vec<_> =
+            refusals.iter().map(|(way, refusal)| format!("{}: {}", way.name(), refusal.text())).collect();
+        // It is what the last one says: that is the way that was left.
+        let (_, last) = refusals.last().expect("there is at least one way");
+        Err(last.error(format!("kmip:{}: {}", kek.id.as_str(), told.join("; "))))
     }
 
     /// How to wrap, the best first.
     fn ways(&self, session: &mut Session<'_>) -> Result<Vec<Way>, KeyError> {
         let mut ways = Vec::new();
         if self.mode != Mode::Get {
-            let able = session.abilities()?;
-            if able.has(Operation::Encrypt) && able.has(Operation::Decrypt) {
+            if session.offers(&[Operation::Encrypt, Operation::Decrypt])? {
                 ways.push(Way::KeyWrap);
                 // Earlier versions have no field for the tag.
                 ways.extend((session.version()? >= Version::V1_4).then_some(Way::Gcm));
@@ -121,6 +112,20 @@ impl Inner {
         }
         ways.extend((self.mode != Mode::Encrypt).then_some(Way::Get));
         Ok(ways)
+    }
+
+    fn create(&self, session: &mut Session<'_>, context: WrapContext) -> Result<KeyId, KeyError> {
+        let name = name_of(context.volume)?;
+        if self.mode == Mode::Encrypt && session.version()? >= Version::V1_4 {
+            if let Ok(id) = session.create(self.usage(), Leaves::Never, &name)? {
+                return Ok(id);
+            }
+            self.note(
+                "the KMIP server makes no Sensitive keys: whoever may use the new key may also fetch it"
+                    .into(),
+            );
+        }
+        granted("Create", session.create(self.usage(), Leaves::Maybe, &name)?)
     }
 
     fn usage(&self) -> i32 {
@@ -190,7 +195,7 @@ impl Inner {
             return Ok(());
         }
         let mut session = self.client.begin(self.timeout);
-        if !session.abilities()?.has(Operation::ReKey) {
+        if !session.offers(&[Operation::ReKey])? {
             return Ok(());
         }
         let what = format!("Re-key kmip:{}", id.as_str());
@@ -232,7 +237,7 @@ impl Inner {
     pub(crate) fn probe(&self) -> Result<Health, KeyError> {
         let mut session = self.client.begin(self.timeout);
         let version = session.version()?;
-        let able = session.abilities()?;
+        let able = granted("Query", session.abilities()?)?;
         let vendor = if able.vendor.is_empty() { "a server" } else { &able.vendor };
         let wraps = if able.has(Operation::Encrypt) { "encrypts" } else { "does not encrypt" };
         let rotates = if able.has(Operation::ReKey) { "" } else { ", no Re-key" };

@@ -51,6 +51,8 @@ pub(crate) const TAG_LENGTH: u32 = 0x42_00ce;
 pub(crate) const AEAD_ADDITIONAL_DATA: u32 = 0x42_00fe;
 /// From 1.4 on.
 pub(crate) const AEAD_TAG: u32 = 0x42_00ff;
+/// From 1.4 on.
+pub(crate) const SENSITIVE: u32 = 0x42_0120;
 /// From 2.0 on, in place of Template-Attribute.
 pub(crate) const ATTRIBUTES: u32 = 0x42_0125;
 

@@ -45,6 +45,8 @@ pub(crate) const DESTROYED: u32 = 5;
 const NOT_FOUND: u32 = 0x1;
 const NOT_SUPPORTED: u32 = 0x5;
 const CRYPTOGRAPHIC_FAILURE: u32 = 0xa;
+const SENSITIVE: u32 = 0x16;
+const UNSUPPORTED_ATTRIBUTE: u32 = 0x1f;
 const WRONG_STATE: u32 = 0x43;
 
 const IDENTIFIER: u32 = 0x42_0094;
@@ -71,6 +73,8 @@ pub(crate) struct State {
     pub(crate) operations: Vec<u32>,
     pub(crate) key_wrap: bool,
     pub(crate) gcm: bool,
+    /// Whether keys may be Sensitive.
+    pub(crate) sensitive: bool,
     /// Whether it passes over the additional authenticated data.
     pub(crate) ignores_aad: bool,
     /// Whether Re-key deactivates the old key, and Get refuses what is not Active.
@@ -110,6 +114,7 @@ impl Default for State {
             ],
             key_wrap: true,
             gcm: true,
+            sensitive: true,
             ignores_aad: false,
             strict: true,
             active: false,
@@ -128,6 +133,8 @@ pub(crate) struct Key {
     pub(crate) bytes: [u8; 32],
     pub(crate) state: u32,
     pub(crate) made: i64,
+    /// Whether it never leaves the server.
+    sensitive: bool,
     /// The certificate of who made it.
     owner: Vec<u8>,
 }
@@ -336,7 +343,8 @@ impl State {
                     writer.text(0x42_009d, "scripted");
                 }));
             }
-            CREATE => return named(self.create(owner)),
+            CREATE if is_sensitive(payload) && !self.sensitive => return Err(UNSUPPORTED_ATTRIBUTE),
+            CREATE => return named(self.create(owner, is_sensitive(payload))),
             _ => {}
         }
         let (strict, key_wrap, gcm, ignores_aad) = (self.strict, self.key_wrap, self.gcm, self.ignores_aad);
@@ -354,8 +362,10 @@ impl State {
                 if strict {
                     key.state = DEACTIVATED;
                 }
-                return named(self.create(owner));
+                let sensitive = key.sensitive;
+                return named(self.create(owner, sensitive));
             }
+            GET if key.sensitive => return Err(SENSITIVE),
             GET if strict && key.state != ACTIVE => return Err(WRONG_STATE),
             GET => return Ok(key_payload(id, key.bytes)),
             GET_ATTRIBUTES => return Ok(attributes_payload(id, version, key.state, key.made)),
@@ -383,16 +393,23 @@ impl State {
         named(id)
     }
 
-    fn create(&mut self, owner: &[u8]) -> String {
+    fn create(&mut self, owner: &[u8], sensitive: bool) -> String {
         self.made += 1;
         let mut bytes = [0; 32];
         std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
         let state = if self.active { ACTIVE } else { PRE_ACTIVE };
-        let key = Key { bytes, state, made: self.now, owner: owner.to_vec() };
+        let key = Key { bytes, state, made: self.now, sensitive, owner: owner.to_vec() };
         let id = self.made.to_string();
         self.keys.insert(id.clone(), key);
         id
     }
+}
+
+/// Whether Create asks for a key that never leaves the server.
+fn is_sensitive(payload: &Item<'_>) -> bool {
+    let named = |item: &Item<'_>| item.text(0x42_000a) == Some("Sensitive");
+    payload.one(0x42_0091).is_some_and(|template| template.all(0x42_0008).any(named))
+        || payload.one(0x42_0125).is_some_and(|attributes| attributes.one(0x42_0120).is_some())
 }
 
 /// Of what Encrypt and Decrypt return: data, and the tag where there is one.

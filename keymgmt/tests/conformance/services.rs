@@ -52,6 +52,7 @@ impl Service {
     }
 
     /// Where the service keeps its files.
+    #[allow(dead_code, reason = "the tests of some services alone look there")]
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }

@@ -122,6 +122,28 @@ async fn a_keyslot_of_another_form_than_the_mode_is_refused_and_no_key_is_fetche
 }
 
 #[tokio::test]
+async fn a_key_that_encrypts_never_leaves_the_server_where_it_can_be_said_so() {
+    for (version, sensitive, told) in
+        [("1.4", true, 0), ("2.0", true, 0), ("1.2", true, 0), ("2.0", false, 1)]
+    {
+        let world = World::new();
+        world.server.state().sensitive = sensitive;
+        let manager = world.manager("kms:prod", &format!("mode = 'encrypt'\nversion = '{version}'"));
+        let key = wrap(&*manager).await;
+        assert!(opens(&*manager, &key).await);
+        let notes = manager.notes();
+        assert_eq!(notes.len(), told, "{notes:?}");
+        let fetched = world.manager(&format!("kms:prod/{}", id_of(&key)), "mode = 'get'");
+        let fetched = fetched.wrap(&canary_dek(), CONTEXT).await;
+        if version == "1.2" || !sensitive {
+            fetched.unwrap();
+        } else {
+            assert_denied(&fetched.unwrap_err(), "the key does not leave the server");
+        }
+    }
+}
+
+#[tokio::test]
 async fn only_an_active_key_wraps() {
     for (state, name) in [
         (PRE_ACTIVE, "Pre-Active"),

@@ -8,7 +8,7 @@ use keymgmt::provider::Provider;
 
 use super::{World, open, opens, refusal, table, wrap};
 use crate::scripted_kmip::{
-    ACTIVATE, CREATE, DECRYPT, DISCOVER, ENCRYPT, Fault, GET, GET_ATTRIBUTES, QUERY, REVOKE, ScriptedKmip,
+    ACTIVATE, CREATE, DECRYPT, DISCOVER, ENCRYPT, Fault, GET, GET_ATTRIBUTES, QUERY, ScriptedKmip,
 };
 use crate::suite::{CONTEXT, canary_dek, outcome};
 
@@ -90,6 +90,7 @@ async fn every_fault_of_a_connection_is_told_for_what_it_means() {
         ("depth", Fault::Raw(deep(4000)), Kind::Untrusted),
         ("another operation's", Fault::change(|answer| swap_operation(answer)), Kind::Untrusted),
         ("a batch of two", Fault::change(|answer| set_batch_count(answer, 2)), Kind::Untrusted),
+        ("another version's", Fault::change(|answer| swap_version(answer)), Kind::Untrusted),
         ("put off", Fault::change(|answer| set_status(answer, 2)), Kind::Untrusted),
         ("an unknown status", Fault::change(|answer| set_status(answer, 9)), Kind::Untrusted),
     ] {
@@ -105,6 +106,11 @@ fn place(answer: &[u8], tag: u32) -> Option<usize> {
 
 fn swap_operation(answer: &mut [u8]) {
     let at = place(answer, 0x42_005c).unwrap();
+    answer[at + 3] ^= 0x40;
+}
+
+fn swap_version(answer: &mut [u8]) {
+    let at = place(answer, 0x42_006b).unwrap();
     answer[at + 3] ^= 0x40;
 }
 
@@ -204,43 +210,65 @@ async fn a_key_of_another_kind_is_refused() {
 }
 
 #[tokio::test]
-async fn a_connection_is_kept_and_one_that_has_gone_stale_is_made_anew() {
+async fn one_connection_is_kept_for_all_operations() {
     let world = World::new();
     let manager = world.manager("kms:prod", "");
     let key = wrap(&*manager).await;
     for _ in 0..5 {
         assert!(opens(&*manager, &key).await);
     }
+    manager.rotate(&key).await.unwrap();
+    manager.probe().await.unwrap();
     assert_eq!(world.server.state().connections, 1);
-    // From here on the server ends each connection after one answer, which shows when it is used again.
-    world.server.state().hangs_up = true;
-    let manager = world.manager("kms:prod", "version = '1.4'\nmode = 'get'");
-    for changed in [ACTIVATE, CREATE, REVOKE] {
-        let before = world.server.count(changed);
-        let _ = manager.wrap(&canary_dek(), CONTEXT).await;
-        assert!(world.server.count(changed) <= before + 1, "what changes something is asked once");
+}
+
+#[tokio::test]
+async fn a_server_that_ends_each_connection_costs_no_failure_of_an_unwrap() {
+    for mode in ["get", "encrypt"] {
+        let world = World::new();
+        let manager = world.manager("kms:prod", &format!("mode = '{mode}'"));
+        let key = wrap(&*manager).await;
+        world.server.state().hangs_up = true;
+        for _ in 0..20 {
+            assert!(opens(&*manager, &key).await);
+        }
+        assert!(world.server.state().connections > 20);
     }
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_the_server_closed_costs_no_failure() {
+async fn what_changes_something_is_asked_on_a_connection_that_lives_and_never_twice() {
     let world = World::new();
     let manager = world.manager("kms:prod", "mode = 'get'\nversion = '1.4'");
     let key = wrap(&*manager).await;
-    // The last answer of each unwrap is the one after which the connection ends.
-    for round in 1..=3 {
-        world.server.state().hangs_up = false;
-        let fault = |world: &World, hangs_up| world.server.state().hangs_up = hangs_up;
+    for _ in 0..10 {
+        // The kept connection ends with the last answer of an unwrap, which a wrap then begins with.
+        world.server.state().hangs_up = true;
         assert!(opens(&*manager, &key).await);
-        fault(&world, true);
-        assert!(manager.unwrap(&key, CONTEXT).await.is_err(), "the connection ends in the middle");
-        fault(&world, false);
-        assert!(opens(&*manager, &key).await, "round {round}");
-        // A wrap begins with what changes something, on a connection that may be stale: a new one is made.
-        let creations = world.server.count(CREATE);
+        world.server.state().hangs_up = false;
+        let before = world.server.count(CREATE);
         wrap(&*manager).await;
-        assert_eq!(world.server.count(CREATE), creations + 1);
+        assert_eq!(world.server.count(CREATE), before + 1);
     }
+    for changed in [CREATE, ACTIVATE] {
+        world.server.state().faults = vec![(changed, Fault::HangUp)];
+        let before = world.server.count(changed);
+        let error = manager.wrap(&canary_dek(), CONTEXT).await.unwrap_err();
+        assert_eq!(kind(&error), Kind::Unreachable, "{error}");
+        assert_eq!(world.server.count(changed), before + 1);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_query_is_asked_for_what_it_may_do() {
+    let world = World::new();
+    world.server.state().faults = vec![(QUERY, Fault::Refuse(0xc))];
+    let manager = world.manager("kms:prod", "");
+    let key = wrap(&*manager).await;
+    manager.rotate(&key).await.unwrap();
+    assert!(opens(&*manager, &key).await);
+    assert!(manager.describe(&key).unwrap().text.starts_with("AES key wrap"));
+    assert_eq!(kind(&manager.probe().await.unwrap_err()), Kind::Denied);
 }
 
 #[tokio::test]

@@ -53,6 +53,25 @@ async fn re_key_replaces_the_key_and_the_old_one_only_decrypts() {
 
 #[tokio::test]
 #[ignore = "needs Cosmian KMS: keymgmt/tests/services/cosmian-kms"]
+async fn a_key_that_encrypts_never_leaves_the_server() {
+    let server = Server::start("cosmian-kms");
+    for version in ["1.4", "2.0"] {
+        let manager = server.manager("kms:prod", &format!("mode = 'encrypt'\nversion = '{version}'"));
+        let mut key = wrap(&*manager).await;
+        for _ in 0..2 {
+            let fetched = server.manager(&format!("kms:prod/{}", id_of(&key)), "mode = 'get'");
+            let error = fetched.wrap(&canary_dek(), CONTEXT).await.unwrap_err();
+            assert_denied(&error, "the key does not leave the server");
+            // What replaces it does not either.
+            manager.rotate(&key).await.unwrap();
+            key = wrap(&*manager).await;
+        }
+        assert!(opens(&*manager, &key).await && manager.notes().is_empty());
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs Cosmian KMS: keymgmt/tests/services/cosmian-kms"]
 async fn in_get_mode_the_old_key_stays_active_for_it_would_not_be_handed_out() {
     let mut server = Server::start("cosmian-kms");
     let manager = server.manager("kms:prod", "mode = 'get'");
