@@ -172,12 +172,9 @@ impl HeaderCopies {
         let mut reasons = Reasons::default();
         let mut opened = None;
         for (slot_number, slot) in order {
-            let failed = reasons.failed.len();
             if let Some((dek, keys)) =
                 try_slot(engine, claimed, slot_number, slot, managers, &mut reasons).await
             {
-                // Another manager of the same kind may have said no to it; the right one did not.
-                reasons.failed.truncate(failed);
                 opened = Some((dek, keys, slot_number));
                 break;
             }
@@ -249,6 +246,8 @@ async fn try_slot(
             Ok(Some(dek)) => {
                 let keys = VolumeKeys::derive(engine, &dek, &header.salt, &header.volume);
                 if keys.commit().ct_eq(&slot.commit).into() {
+                    // Another manager of the same kind may have said no to it before the right one was asked.
+                    reasons.failed.retain(|line| !line.starts_with(&name));
                     return Some((dek, keys));
                 }
                 reasons.lines.push(format!("{name}: the keyslot was altered (commitment differs)"));
