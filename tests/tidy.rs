@@ -370,3 +370,19 @@ fn the_rule_of_promises_sees_what_it_should() {
     assert!(!has_test("fn a_b_c() {", "a_b_c"));
     assert!(!has_test("#[test]\nfn a_b_c_d() {", "a_b_c"));
 }
+
+/// Whoever joins our audit log with a service's looks for what the page names.
+#[test]
+fn the_headers_that_the_audit_page_names_are_those_that_key_managers_are_sent() {
+    let page = text(&root().join("docs/AUDIT.md"));
+    let sources: String = files(&["keymgmt/src"], &["rs"]).iter().map(|path| text(path)).collect();
+    let mut named: Vec<&str> =
+        page.split("header `").skip(1).filter_map(|rest| rest.split('`').next()).collect();
+    named.sort_unstable();
+    assert_eq!(named, ["X-Correlation-Id", "X-Openstack-Request-Id"]);
+    for name in named {
+        assert!(sources.contains(&format!("\"{name}\"")), "{name} is sent by nobody");
+    }
+    // Vault takes names of headers in any case, and is told this one by hand.
+    assert!(page.contains("request-headers/x-correlation-id "));
+}

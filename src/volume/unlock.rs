@@ -251,6 +251,8 @@ async fn try_slot(
             Ok(Some(dek)) => {
                 let keys = VolumeKeys::derive(engine, &dek, &header.salt, &header.volume);
                 if keys.commit().ct_eq(&slot.commit).into() {
+                    // Another manager of the same kind may have said no to it before the right one was asked.
+                    reasons.failed.retain(|line| !line.starts_with(&name));
                     return Some((dek, keys));
                 }
                 reasons.fail(format!("{name}: the keyslot was altered (commitment differs)"));

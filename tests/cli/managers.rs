@@ -50,6 +50,11 @@ fn a_key_manager_that_hangs_is_given_up_in_time_and_the_next_keyslot_opens() {
     assert!(!ended.stderr.contains("slot 2"), "what was not tried is not told: {}", ended.stderr);
     let record = desk.records().pop().expect("recorded");
     assert_eq!((&record["outcome"], &record["slot"]), (&json!("done"), &json!(1)), "{record}");
+    // Nor the no of a manager of the same kind where the right one opens.
+    QUICK.mood(&desk, "");
+    let ended = desk.try_out(&["check", "vol", "--slot", "kms:other-keys", "--slot", "kms:quick-keys"]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
+    QUICK.mood(&desk, "hang");
     // Also in the order of their priority, with two managers and nothing else.
     desk.ok(&["key", "priority", "vol", "--slot", "keyfile:key", "--key-slot", "2", "--priority", "5"]);
     let both = ["check", "vol", "--slot", "kms:quick-keys/db", "--slot", "kms:other-keys/db2"];
@@ -182,7 +187,10 @@ fn no_key_is_in_output_log_or_store_whatever_is_done_with_it() {
     secrets.extend([desk.data_key("vol", "key").to_vec(), desk.bytes("key")]);
     run(&["erase", "vol", "--yes", "--slot", "kms:local", "--json"]);
     assert!(secrets.len() >= 6, "{} keys", secrets.len());
-    let store: Vec<u8> = desk.bytes("vol")[..4 << 20].to_vec();
+    // What was never written need not be searched.
+    let store = desk.bytes("vol");
+    let store = store.chunks(4096).filter(|block| **block != [0; 4096]);
+    let store: Vec<u8> = store.flatten().copied().collect();
     seen.extend([desk.bytes(AUDIT), store, desk.bytes("sealbd.toml")]);
     assert!(desk.records().len() > 15);
     for (place, bytes) in seen.iter().enumerate() {
@@ -324,7 +332,9 @@ fn descriptors_that_sealbd_was_started_with_are_not_handed_on_to_plug_ins() {
     std::fs::write(desk.path("nosy.source"), script).expect("the directory is ours");
     desk.install("nosy.source", "nosy");
     desk.configure(&QUICK.provider("60s", "0s").replace("DIR/quick'", "DIR/nosy'"));
-    std::fs::write(desk.path("words"), "a passphrase on a pipe").expect("ours");
+    let own = desk.json(&["format", "own", "--size", SIZE, "--slot", "keyfile:key"]);
+    let words = own["recovery_key"].as_str().expect("words");
+    std::fs::write(desk.path("words"), words).expect("ours");
     // A file, a pipe and a secret that is asked for by its number; all of them open in the shell, too.
     let start = "exec 7<sealbd.toml 8<words 9>left; echo | { exec 6<&0; exec \"$0\" \"$@\"; }";
     let run = |words: &[&str]| {
@@ -341,9 +351,6 @@ fn descriptors_that_sealbd_was_started_with_are_not_handed_on_to_plug_ins() {
     assert_eq!(numbers.collect::<Vec<_>>(), ["0", "1", "2", "3"], "{open}");
     assert!(!open.contains("words") && !open.contains("left"), "{open}");
     // Who names one still has it.
-    let add = ["key", "add", "vol", "--slot", "keyfile:key", "--new-slot", "passphrase:fd:8"];
-    let ended = run(&add);
-    assert_eq!(ended.code, 0, "{}", ended.stderr);
-    let ended = run(&["key", "test", "vol", "--slot", "passphrase:fd:8"]);
+    let ended = run(&["key", "test", "own", "--slot", "recovery:fd:8"]);
     assert_eq!(ended.code, 0, "{}", ended.stderr);
 }

@@ -249,7 +249,7 @@ impl Desk {
 pub(crate) fn spellings(secret: &[u8]) -> Vec<Vec<u8>> {
     let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
     // Without the padding and what depends on it.
-    let base64 = STANDARD.encode(secret)[..42].as_bytes().to_vec();
+    let base64 = STANDARD.encode(secret).as_bytes()[..42].to_vec();
     vec![secret.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes(), base64]
 }
 

@@ -127,7 +127,8 @@ pub(in crate::cli) struct RotateOptions {
     /// Only keyslots made longer ago than this, e.g. 90d; with --all by default each volume's rotate_kek
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     pub(in crate::cli) older_than: Option<Duration>,
-    /// Destroy the old version in the key manager: backups of older headers open no longer by it
+    /// Destroy the old version in the key manager: backups of older headers open no longer by it. One that another
+    /// keyslot needs stays, of this volume or of another one in the configuration; others are not known here
     #[arg(long)]
     pub(in crate::cli) retire_old: bool,
     /// Check and tell what would be done, and change nothing
