@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use sealbd::control::protocol::Code;
 use sealbd::format::header::{HEADER_LEN, HEADER_OFFSETS, UnverifiedHeader};
 
+use rustix::process::Signal;
+
 use super::*;
+use crate::common::client::Command as Request;
 use crate::common::programs::{outcome, report};
 use crate::desk::AUDIT;
 
@@ -27,6 +30,27 @@ fn a_served_volume_is_suspended_and_resumed_by_the_commands() {
     assert_eq!((&report["op"], &report["state"]), (&"resume".into(), &"running".into()), "{report}");
     assert_eq!(desk.json(&["resume", "vol", "--slot", "keyfile:key"])["state"], "running", "again");
     assert_eq!(client.read(0, 4096).expect("read"), [5; 4096]);
+}
+
+#[test]
+fn a_suspended_volume_does_not_hold_up_another_of_the_same_server() {
+    let desk = Desk::with_volume();
+    desk.ok(&["format", "other", "--size", "16M", "--slot", "keyfile:key", "--no-recovery"]);
+    let mut server = serve_with(&desk, &["other", "--name", "other"]);
+    let (mut client, mut other) = (server.connect(EXPORT), server.connect("other"));
+    client.write(0, &[1; 4096], 0).expect("written");
+    Post::open(&desk).suspend();
+    let waiting = client.send(Request::Read, 0, 0, 4096, &[]).expect("sent");
+    for number in 0..50u8 {
+        other.write(u64::from(number) * 4096, &[number; 4096], 1).expect("written");
+        assert_eq!(other.read(u64::from(number) * 4096, 4096).expect("read"), [number; 4096]);
+    }
+    // Who comes now gets in, and waits with its requests only.
+    assert_eq!(server.connect(EXPORT).size(), 16 << 20);
+    Post::open(&desk).resume();
+    let reply = client.receive().expect("answered");
+    assert_eq!((reply.cookie, reply.error), (waiting, 0));
+    assert_eq!(server.stop(Signal::TERM), 0);
 }
 
 #[test]
