@@ -136,7 +136,7 @@ def control_seeds():
     """Both sides of a control socket as docs/CONTROL.md has them."""
     asks = ["status", "header", {"replace-header": {"header": "U0VBTA=="}}, "suspend", "resume", "stop"]
     requests = [{"sealbd_control": 1, "ask": ask} for ask in asks]
-    status = {"uuid": "6f1c2b0e-0000-4000-8000-000000000001", "pid": 7, "export": "vol", "state": "running"}
+    status = {"uuid": "6f1c2b0e-0000-4000-8000-000000000001", "pid": 7, "export": "vol", "read_only": False, "state": "running"}
     answers = [
         {"ok": {"status": status | {"since": 1767323045, "parked": 3}}},
         {"ok": {"header": {"generation": 2, "header": "U0VBTA=="}}},
