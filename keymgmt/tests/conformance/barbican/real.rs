@@ -440,10 +440,11 @@ async fn a_token_that_barbican_refuses_costs_one_login_and_no_more() {
     cloud.service.run("stop", &[]);
     let error = refusal(&*open(&table, None).unwrap(), &key).await;
     assert!(matches!(error, KeyError::Unreachable(_)), "{error}");
-    cloud.service.run("start", &[("TOKEN_CACHE", "-1"), ("TOKEN_TTL", "5")]);
+    cloud.service.run("start", &[("TOKEN_CACHE", "-1"), ("TOKEN_TTL", "20")]);
 
-    // Tokens that live for five seconds: one that has ended is not even sent.
-    // Barbican itself logs in for every request then, which takes seconds on a busy machine.
+    // Tokens that live for twenty seconds: one that has ended is not even sent. Shorter ones end on a busy machine before
+    // they are looked at.
+    // Barbican itself logs in for every request then.
     let patient = format!("{auth}endpoint = '{}'\ntimeout = '30s'\n", barbican.url());
     let owner = open(&patient, None).unwrap();
     let begun = Instant::now();
