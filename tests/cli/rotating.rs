@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::desk::{Desk, SIZE};
 use crate::plugins::{Plugin, with_config};
+use crate::rotating_all::fleet;
 
 const LOCAL: Plugin = Plugin::Example("local");
 const QUICK: Plugin = Plugin::Quick("quick-keys");
@@ -310,4 +311,31 @@ fn report_of_test(desk: &Desk, volume: &str, spec: &str) -> Vec<Value> {
     let slots = report["keyslots"].as_array().expect("a list").iter();
     let opens = |slot: &Value| if slot["opens"] == true { json!(true) } else { slot["reason"].clone() };
     slots.filter(|slot| slot["type"] == "exec").map(opens).collect()
+}
+
+#[test]
+fn a_version_that_wraps_two_volumes_is_not_destroyed_under_the_second_one() {
+    let desk = fleet("");
+    let report = desk.told(&["rotate", "a", "--kek", "--retire-old"]);
+    let old = report["rotated"][0]["old"].as_str().expect("text").to_owned();
+    assert!(old.contains("volume b, keyslot 0, is wrapped by the same version"), "{old}");
+    assert_eq!(QUICK.live(&desk, "default"), [1, 2]);
+    desk.ok(&with_config(&["check", "b"]));
+    // Nor by revoking or erasing the first one.
+    let revoke = ["revoke", "a", "--key-slot", "0", "--slot", "keyfile:key", "--slot", "kms:quick-keys"];
+    assert_eq!(desk.told(&revoke)["kek"], "destroyed", "version 2 is its own");
+    desk.managed_volume("c", "kms:quick-keys");
+    assert_eq!(desk.version_in("c", 0).as_deref(), Some("3"));
+    desk.ok(&with_config(&["rotate", "b", "--kek"]));
+    let report = desk.told(&["rotate", "b", "--kek", "--retire-old"]);
+    assert_eq!(report["rotated"][0]["from"]["version"], "4", "{report}");
+    assert_eq!(QUICK.live(&desk, "default"), [1, 3, 5]);
+    // What waited in the first volume goes when that is rotated next, by whatever key opens it.
+    let words = ["rotate", "a", "--kek", "--slot", "keyfile:key", "--slot", "kms:quick-keys"];
+    let report = desk.told(&words);
+    assert_eq!(report["finished"], json!([{"slot": 2, "old": "destroyed"}]), "{report}");
+    assert_eq!(QUICK.live(&desk, "default"), [3, 5]);
+    for (name, spec) in [("a", "keyfile:key"), ("b", "kms:quick-keys"), ("c", "kms:quick-keys")] {
+        desk.ok(&with_config(&["check", name, "--slot", spec]));
+    }
 }
