@@ -44,6 +44,8 @@ mod plugins;
 mod revoking;
 #[path = "cli/rotating.rs"]
 mod rotating;
+#[path = "cli/rotating_all.rs"]
+mod rotating_all;
 #[path = "cli/secrecy.rs"]
 mod secrecy;
 #[path = "cli/serving.rs"]

@@ -19,6 +19,7 @@ use super::key::{Opened, PHASES};
 use super::outcome::Failure;
 use super::rotate_all;
 use super::rotate_report::{Failed, Finished, RotateReport, Rotated, Skipped, Version, Why, prose};
+use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::volume::create::{free_keyslot, wrap_keyslot};
 use crate::volume::unlock::wrap_context;
@@ -85,17 +86,31 @@ pub(super) async fn rotate(
         }
         finished = finish_earlier(&mut opened, &mut plan.failed, context).await?;
     }
-    let mut rotated = Vec::new();
+    let (mut rotated, mut first_failure) = (Vec::new(), None);
     for Due { slot, manager } in plan.due {
-        match rotate_slot(&mut opened, slot, manager, wanted, context).await {
-            Ok(entry) => rotated.push(entry),
-            Err(failure) if rotated.is_empty() => return Err(failure),
+        let kind = type_of(&opened, slot);
+        let Staged { entry, header } = match stage(&opened, slot, manager, wanted, context).await {
+            Ok(staged) => staged,
             Err(failure) => {
-                // The header on the store may be the old one or the new one: no further change on top of it.
-                plan.failed.push(Failed { slot, manager: type_of(&opened, slot), problem: failure.into() });
-                break;
+                first_failure = first_failure.or_else(|| Some(failure.clone()));
+                plan.failed.push(Failed { slot, manager: kind, problem: failure.into() });
+                continue;
             }
+        };
+        if let Some(header) = header
+            && let Err(failure) = opened.commit(header, Some(slot), context).await
+        {
+            if rotated.is_empty() {
+                return Err(failure);
+            }
+            // The header on the store may be the old one or the new one: no further change on top of it.
+            plan.failed.push(Failed { slot, manager: kind, problem: failure.into() });
+            break;
         }
+        rotated.push(entry);
+    }
+    if let Some(failure) = first_failure.filter(|_| rotated.is_empty() && finished.is_empty()) {
+        return Err(failure.of(opened.home.name()));
     }
     let changed = !wanted.dry_run && !rotated.is_empty();
     if changed {
@@ -202,49 +217,49 @@ fn younger(slot: &Keyslot, older_than: Option<Duration>) -> Option<Duration> {
     older_than.is_some_and(|limit| age < limit).then_some(age)
 }
 
-async fn rotate_slot(
-    opened: &mut Opened,
+/// A keyslot under a new version, on no store yet; without a header in a dry run.
+struct Staged {
+    entry: Rotated,
+    header: Option<Header>,
+}
+
+/// Has the manager make a new version, and wraps the data key under it.
+async fn stage(
+    opened: &Opened,
     number: usize,
     manager: usize,
     wanted: Wanted,
     context: &Context,
-) -> Result<Rotated, Failure> {
+) -> Result<Staged, Failure> {
     let old = opened.keyslot(number)?.clone();
-    let slot_type = old.key.slot_type;
     let from = Version::of(context.registry.describe(&old.key)?);
     let old_stays = if wanted.retire_old { "to be destroyed" } else { "kept" };
-    let report = Rotated {
-        slot: number,
-        manager: slot_type.name(),
-        from,
-        to: None,
-        old: old_stays.into(),
-        parked: None,
-    };
+    let slot_type = old.key.slot_type.name();
+    let mut entry =
+        Rotated { slot: number, manager: slot_type, from, to: None, old: old_stays.into(), parked: None };
     if wanted.dry_run {
-        return Ok(report);
+        return Ok(Staged { entry, header: None });
     }
+    let (header, dek, keys) = (&opened.unlocked.header, &opened.unlocked.dek, &opened.unlocked.keys);
+    let mut next = header.clone();
+    let place = if wanted.retire_old { Some(free_keyslot(&next)?) } else { None };
     let manager = &opened.managers[manager];
     manager.rotate(&old.key).await?;
-    let (header, dek, keys) = (&opened.unlocked.header, &opened.unlocked.dek, &opened.unlocked.keys);
     let new = wrap_keyslot(header, dek, keys, &**manager, old.priority).await?;
     let to = Version::of(context.registry.describe(&new.key)?);
-    if to == report.from {
+    if to == entry.from {
         return Err(Failure::integrity(
             format!("slot {number}: the key manager made no new version ({})", to.text()),
             "look for the cause in the key manager; nothing was changed",
         ));
     }
-    let mut next = header.clone();
     next.keyslots[number] = Some(new);
-    let mut report = Rotated { to: Some(to), ..report };
-    if wanted.retire_old {
-        let place = free_keyslot(&next)?;
+    if let Some(place) = place {
         next.keyslots[place] = Some(Keyslot { state: KeyslotState::Destroyed, ..old });
-        report.parked = Some(place);
     }
-    opened.commit(next, Some(number), context).await?;
-    Ok(report)
+    entry.to = Some(to);
+    entry.parked = place;
+    Ok(Staged { entry, header: Some(next) })
 }
 
 /// The manager that opens a keyslot; none, and why, when those that were given do not know it.

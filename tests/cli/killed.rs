@@ -186,6 +186,12 @@ fn only_the_keyfile_is_left(desk: &Desk) {
     desk.ok(&["header", "verify", "vol", "--slot", "keyfile:key"]);
 }
 
+/// The two copies of the header.
+fn both_headers(desk: &Desk) -> Vec<u8> {
+    let bytes = desk.bytes("vol");
+    [0, 1 << 20].iter().flat_map(|copy| bytes[*copy..][..64 << 10].to_vec()).collect()
+}
+
 #[test]
 fn an_erasure_that_is_killed_leaves_the_volume_as_it_was_or_opened_by_nothing() {
     let desk = scene();
@@ -202,11 +208,8 @@ fn an_erasure_that_is_killed_leaves_the_volume_as_it_was_or_opened_by_nothing() 
         }
         // The key itself may be left in the manager when the process ended between the two; the wrapped one is
         // gone from the store, so nothing opens by it.
-        let (before, after) = (desk.bytes("kept/vol"), desk.bytes("vol"));
+        let (before, after) = (desk.bytes("kept/vol"), both_headers(desk));
         let wrapped = &before[4096 + 24 + 256..][..60];
-        for copy in [0, 1 << 20] {
-            let header = &after[copy..][..64 << 10];
-            assert!(!header.windows(60).any(|window| window == wrapped), "the wrapped key is on the store");
-        }
+        assert!(!after.windows(60).any(|window| window == wrapped), "the wrapped key is on the store");
     });
 }

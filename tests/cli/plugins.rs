@@ -22,7 +22,8 @@ const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/key_manager
 
 /// A whole plug-in without any other program: versions are the files `KEY.N` (`live` or `gone`), wrapped keys
 /// `kek.KEY.N.BLOB`. In its directory stand `calls` (verb and request of each), `count`, and what it is to do:
-/// `kill` (`N before` or `N after`: end sealbd at the N-th call), `mood` (an error's kind, `hang`, `nonsense`).
+/// `kill` (`N before` or `N after`: end sealbd at the N-th call), `mood` (an error's
+/// kind, `hang` or `nonsense`, and the only verb that it is for).
 const QUICK: &str = r#"#!/bin/sh
 cd "$1" || exit 1
 IFS= read -r line
@@ -40,7 +41,8 @@ count=0; [ ! -e count ] || read -r count < count
 count=$((count + 1)); echo $count > count
 at= when=; [ ! -e kill ] || read -r at when < kill
 [ "$at $when" != "$count before" ] || { kill -9 $PPID; exit 1; }
-mood=; [ ! -e mood ] || read -r mood < mood
+mood= only=; [ ! -e mood ] || read -r mood only < mood
+[ "${only:-$verb}" = "$verb" ] || mood=
 case $mood in
     hang) exec sleep 1000 ;;
     nonsense) echo nonsense; exit ;;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::desk::{Desk, SIZE};
 use crate::plugins::{Plugin, with_config};
-use crate::terminal::on_terminal;
+use crate::rotating_all::fleet;
 
 const LOCAL: Plugin = Plugin::Example("local");
 const QUICK: Plugin = Plugin::Quick("quick-keys");
@@ -214,6 +214,69 @@ fn a_keyslot_of_a_key_that_was_not_given_is_left_and_one_that_fails_is_told_with
 }
 
 #[test]
+fn a_manager_that_makes_no_new_version_stops_no_other_and_changes_nothing_alone() {
+    let desk = Desk::with_plugins(&[QUICK, OTHER], "");
+    desk.managed_volume("vol", "kms:quick-keys/db");
+    let add = ["key", "add", "vol", "--slot", "keyfile:key", "--new-slot", "kms:other-keys/db2"];
+    desk.ok(&with_config(&add));
+    QUICK.mood(&desk, "denied rotate");
+    let before = desk.bytes("vol");
+    desk.fails(7, "as it was told", &with_config(&["rotate", "vol", "--kek", "--slot", "kms:quick-keys/db"]));
+    assert_eq!(desk.bytes("vol"), before);
+    let both = ["--slot", "kms:quick-keys/db", "--slot", "kms:other-keys/db2"];
+    let ended = desk.try_out(&[&["rotate", "vol", "--kek", "--json"][..], &both].concat());
+    assert_eq!(ended.code, 14, "{}", ended.stderr);
+    let report = ended.object();
+    assert_eq!(
+        (&report["rotated"][0]["slot"], &report["failed"][0]["slot"]),
+        (&json!(2), &json!(0)),
+        "{report}"
+    );
+    desk.ok(&["header", "verify", "vol", "--slot", "keyfile:key"]);
+}
+
+#[test]
+fn an_old_version_that_cannot_be_destroyed_now_waits_and_one_that_never_can_is_told() {
+    let desk = quick();
+    for mood in ["denied destroy", "unreachable destroy"] {
+        QUICK.mood(&desk, mood);
+        let ended = desk.try_out(&rotate_with(&["--retire-old", "--json"]));
+        assert_eq!(ended.code, 14, "{mood}: {}", ended.stderr);
+        let old = ended.object()["rotated"][0]["old"].as_str().expect("text").to_owned();
+        assert!(
+            old.starts_with("failed: ") && old.contains("waits in keyslot 2, which opens nothing"),
+            "{old}"
+        );
+        desk.ok(&with_config(&["check", "vol", "--slot", "kms:quick-keys"]));
+        // No further version is made to finish.
+        QUICK.mood(&desk, "");
+        let live = QUICK.live(&desk, "db");
+        let report = desk.told(&rotate_with(&["--older-than", "1h"]));
+        assert_eq!(report["finished"], json!([{"slot": 2, "old": "destroyed"}]), "{report}");
+        assert_eq!(QUICK.live(&desk, "db"), live[1..]);
+    }
+    QUICK.mood(&desk, "unsupported destroy");
+    let report = desk.told(&rotate_with(&["--retire-old"]));
+    let old = report["rotated"][0]["old"].as_str().expect("text");
+    assert!(old.starts_with("kept: ") && old.ends_with("as it was told"), "{old}");
+    assert_eq!(desk.slots_in("vol"), [0, 1]);
+}
+
+#[test]
+fn a_rotation_without_a_keyslot_for_the_old_version_makes_no_new_one() {
+    let desk = quick();
+    for number in 2..16 {
+        let new = format!("keyfile:key{number}");
+        desk.ok(&["key", "add", "vol", "--slot", "keyfile:key", "--new-slot", &new]);
+    }
+    let retire = with_config(&rotate_with(&["--retire-old"]));
+    assert_eq!(desk.fails_in_both_forms(13, "all 16 keyslots are in use", &retire), "refused");
+    assert_eq!(QUICK.live(&desk, "db"), [1]);
+    desk.ok(&with_config(&ROTATE));
+    assert_eq!(desk.version_in("vol", 0).as_deref(), Some("2"));
+}
+
+#[test]
 fn a_volume_without_a_key_manager_cannot_be_rotated() {
     let desk = quick();
     desk.ok(&["format", "own", "--size", SIZE, "--slot", "keyfile:key", "--no-recovery"]);
@@ -250,20 +313,6 @@ fn report_of_test(desk: &Desk, volume: &str, spec: &str) -> Vec<Value> {
     slots.filter(|slot| slot["type"] == "exec").map(opens).collect()
 }
 
-/// Volumes `a` and `b` whose keys the key `default` wraps, and what else the configuration is to hold.
-fn fleet(more: &str) -> Desk {
-    let desk = Desk::with_plugins(&[QUICK], "");
-    for name in ["a", "b"] {
-        desk.managed_volume(name, "kms:quick-keys");
-    }
-    let slots = "slots = ['kms:quick-keys']\n";
-    desk.configure(&format!(
-        "{}[volume.a]\nbackend = 'DIR/a'\n{slots}[volume.b]\nbackend = 'DIR/b'\n{slots}{more}",
-        QUICK.provider("60s", "0s")
-    ));
-    desk
-}
-
 #[test]
 fn a_version_that_wraps_two_volumes_is_not_destroyed_under_the_second_one() {
     let desk = fleet("");
@@ -289,83 +338,4 @@ fn a_version_that_wraps_two_volumes_is_not_destroyed_under_the_second_one() {
     for (name, spec) in [("a", "keyfile:key"), ("b", "kms:quick-keys"), ("c", "kms:quick-keys")] {
         desk.ok(&with_config(&["check", name, "--slot", spec]));
     }
-}
-
-#[test]
-fn all_volumes_are_rotated_and_the_key_that_they_share_is_retired_by_the_last_one() {
-    let desk = fleet("");
-    let report = desk.told(&["rotate", "--kek", "--all", "--retire-old"]);
-    assert_eq!((&report["rotated"], &report["failed"]), (&json!(2), &json!(0)), "{report}");
-    assert!(report["volumes"][0]["rotated"][0]["old"].as_str().expect("text").contains("volume b"));
-    assert_eq!(report["volumes"][1]["rotated"][0]["old"], "destroyed");
-    assert_eq!(QUICK.live(&desk, "default"), [2, 3]);
-    for name in ["a", "b"] {
-        desk.ok(&with_config(&["check", name]));
-    }
-    // The next run finds nothing due and takes the waiting keyslot away.
-    let report = desk.told(&["rotate", "--kek", "--all", "--older-than", "90d"]);
-    assert_eq!((&report["rotated"], &report["left"], &report["failed"]), (&json!(0), &json!(2), &json!(0)));
-    assert_eq!(desk.slots_in("a"), [0, 1]);
-    let done = desk.records().into_iter().filter(|record| record["verb"] == "rotate");
-    let done: Vec<_> = done.map(|record| (record["outcome"].clone(), record["backend"].clone())).collect();
-    let of = |name: &str| json!(desk.path(name).display().to_string());
-    assert_eq!(
-        done[..4].iter().map(|(outcome, _)| outcome).collect::<Vec<_>>(),
-        ["started", "done", "started", "done"]
-    );
-    assert!(done.iter().any(|(_, backend)| *backend == of("a")) && done.iter().any(|(_, b)| *b == of("b")));
-}
-
-#[test]
-fn a_volume_that_fails_is_listed_and_recorded_and_the_others_are_done() {
-    let more = "[volume.c]\nbackend = 'DIR/gone'\nslots = ['kms:quick-keys']\n\
-        [volume.d]\nbackend = 'DIR/d'\nslots = ['kms:quick-keys']\n\
-        [volume.e]\nbackend = 'DIR/e'\nslots = ['keyfile:DIR/key']\n[volume.f]\nbackend = 'DIR/f'\n";
-    let desk = fleet(more);
-    desk.ok(&["format", "e", "--size", SIZE, "--slot", "keyfile:key", "--no-recovery"]);
-    // Of `d` the key manager says no: its version is gone.
-    desk.managed_volume("./d", "kms:quick-keys/d");
-    std::fs::write(desk.path("quick-keys/d.1"), "gone\n").expect("ours");
-    let ended = desk.try_out(&["rotate", "--kek", "--all", "--json"]);
-    assert_eq!(ended.code, 14, "{}", ended.stderr);
-    let report = ended.object();
-    let counts = ["rotated", "left", "failed"].map(|what| report[what].as_u64().expect("a number"));
-    assert_eq!(counts, [2, 1, 3], "{report}");
-    let volumes = report["volumes"].as_array().expect("a list");
-    let exits: Vec<_> = volumes.iter().map(|volume| volume["problem"]["exit"].clone()).collect();
-    let none = Value::Null;
-    assert_eq!(exits, [none.clone(), none.clone(), json!(4), json!(7), none, json!(1)]);
-    assert!(ended.stderr.contains("3 of 6 volumes failed"), "{}", ended.stderr);
-    let prose = desk.try_out(&["rotate", "--kek", "--all", "--older-than", "1h"]);
-    assert_eq!(prose.code, 14);
-    for line in ["a: nothing was due", "c: FAILED: ", "d: FAILED: ", "e: nothing was due", "f: FAILED: "] {
-        assert!(prose.stdout.contains(line), "{line}: {}", prose.stdout);
-    }
-    assert!(!prose.stderr.contains("rotating"), "no terminal, no bar: {}", prose.stderr);
-    // Every failure stands in the log, that of a volume which is not there too.
-    let failed: Vec<_> = desk.records().into_iter().filter(|record| record["outcome"] == "failed").collect();
-    let of = |name: &str| {
-        let backend = json!(desk.path(name).display().to_string());
-        let found = failed.iter().find(|record| record["backend"] == backend);
-        found.map(|record| record["error"].clone())
-    };
-    assert_eq!(
-        (of("gone"), of("d"), of("f")),
-        (Some(json!("not_a_volume")), Some(json!("kms_denied")), Some(json!("usage")))
-    );
-}
-
-#[test]
-fn a_rotation_of_all_shows_a_bar_on_a_terminal_and_never_with_json() {
-    let desk = fleet("");
-    let rotate = with_config(&["rotate", "--kek", "--all"]);
-    let Some(result) = on_terminal(&desk, &rotate, &json!([])) else { return };
-    let screen = result["screen"].as_str().expect("a screen");
-    assert_eq!(result["code"], 0, "{result}");
-    assert!(screen.contains("/2 ETA"), "{screen}");
-    let quiet =
-        on_terminal(&desk, &[&rotate[..], &["--json"]].concat(), &json!([])).expect("python3 is there");
-    let told: Value =
-        serde_json::from_str(quiet["screen"].as_str().expect("a screen").trim()).expect("one object");
-    assert_eq!(told["rotated"], 2);
 }

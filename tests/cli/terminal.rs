@@ -18,9 +18,11 @@ own = lambda: (os.setsid(), fcntl.ioctl(slave, termios.TIOCSCTTY, 0))
 child = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, preexec_fn=own)
 screen, seen, deadline = b"", 0, time.monotonic() + 100
 while time.monotonic() < deadline:
+    # Asked before: what it wrote last is read then.
+    ended = child.poll() is not None
     if select.select([master], [], [], 0.02)[0]:
         screen += os.read(master, 65536)
-    elif child.poll() is not None:
+    elif ended:
         break
     if talk and talk[0][0].encode() in screen[seen:]:
         expected, answer = talk.pop(0)
