@@ -96,6 +96,12 @@ impl Post {
         assert_eq!(state, State::Running);
     }
 
+    /// The volume's own key once more.
+    fn dek_again(&self) -> Dek {
+        let mut bytes = *self.dek.0.expose();
+        Dek::take(&mut bytes)
+    }
+
     fn resume_with(&mut self, dek: &Dek) -> Result<State, ControlError> {
         self.runtime.block_on(self.control.resume(dek))
     }

@@ -43,6 +43,41 @@ fn a_suspended_server_that_is_told_to_stop_ends_cleanly_and_nobody_hangs() {
 }
 
 #[test]
+fn a_server_that_is_told_to_stop_while_it_suspends_or_resumes_ends_cleanly() {
+    let desk = Desk::with_volume();
+    for round in 0..8u8 {
+        let mut server = serve(&desk);
+        let mut client = server.connect(EXPORT);
+        client.write(u64::from(round) * 4096, &[round + 1; 4096], 0).expect("written");
+        let mut post = Post::open(&desk);
+        let resumes = round % 2 == 1;
+        if resumes {
+            post.suspend();
+        }
+        let pid = Pid::from_raw(server.id().cast_signed()).expect("a process");
+        std::thread::scope(|scope| {
+            let asker = scope.spawn(move || match resumes {
+                true => post.resume_with(&post.dek_again()),
+                false => post.runtime.block_on(post.control.suspend()),
+            });
+            kill_process(pid, Signal::TERM).expect("our own child");
+            match asker.join().expect("no panic") {
+                // It came first, or too late, or the server was gone before it could say so.
+                Ok(_) | Err(ControlError::Refused(_) | ControlError::Io { .. }) => {}
+            }
+        });
+        assert_eq!(server.wait(), 0, "round {round}: {}", server.log());
+    }
+    let server = serve(&desk);
+    let mut client = server.connect(EXPORT);
+    for round in 0..8u8 {
+        assert_eq!(client.read(u64::from(round) * 4096, 4096).expect("read"), [round + 1; 4096]);
+    }
+    drop(server);
+    assert!(desk.ok(&["check", "vol", "--slot", "keyfile:key", "--deep"]).contains("clean"));
+}
+
+#[test]
 fn what_was_answered_survives_kill_9_of_a_suspended_server_and_its_socket_is_replaced() {
     let desk = Desk::with_volume();
     let mut server = serve(&desk);

@@ -165,8 +165,8 @@ fn no_key_is_in_the_memory_of_a_suspended_server() {
         let found = keys.found(server.id());
         assert!(found.is_empty(), "round {round}: {found:#?}");
         // A key that was refused leaves nothing behind either.
-        let other = [0xa5 ^ u8::try_from(round).expect("small"); 32];
-        post.resume_with(&Dek::take(&mut other.clone())).expect_err("refused");
+        let mut other = [0xa5 ^ u8::try_from(round).expect("small"); 32];
+        post.resume_with(&Dek::take(&mut other)).expect_err("refused");
         let found = keys.found(server.id());
         assert!(found.is_empty(), "round {round}, after a refusal: {found:#?}");
         post.resume();
