@@ -34,6 +34,7 @@ use sealbd::store::Access;
 use sealbd::store::file::FileStore;
 use sealbd::volume::unlock::{Unlocked, read_header};
 
+use common::programs::wait_for;
 use desk::{Desk, Server};
 
 /// Under what name the volume is served.
@@ -41,9 +42,16 @@ const EXPORT: &str = "vol";
 /// Nothing on a control socket takes longer in these tests.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 
-/// `sealbd serve` of the desk's volume, with a control socket.
+/// `sealbd serve` of the desk's volume, with a control socket that answers: clients of the disk may get in before.
 fn serve(desk: &Desk) -> Server {
-    serve_with(desk, &[])
+    serve_and_control(desk, &[])
+}
+
+fn serve_and_control(desk: &Desk, more: &[&str]) -> Server {
+    let server = serve_with(desk, more);
+    let path = socket(desk);
+    wait_for("the control socket", ANSWER_MAX, || UnixStream::connect(&path).is_ok().then_some(()));
+    server
 }
 
 fn serve_with(desk: &Desk, more: &[&str]) -> Server {

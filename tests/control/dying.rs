@@ -6,7 +6,6 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
 use crate::common::client::{Command, Failure};
-use crate::common::programs::wait_for;
 
 /// `NBD_ESHUTDOWN` (proto.md).
 const SHUTDOWN: u32 = 108;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::*;
 use crate::common::client::Client;
 use crate::common::pattern::{BLOCK_LEN, Random, filled};
-use crate::common::programs::{have, report, wait_for};
+use crate::common::programs::{have, report};
 
 const CYCLES: u64 = 50;
 const WRITERS: u64 = 2;

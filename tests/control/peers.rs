@@ -8,7 +8,7 @@ use std::process::Stdio;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
-use crate::common::programs::{have, program, run, skip, wait_for};
+use crate::common::programs::{have, program, run, skip};
 
 /// A user that owns nothing here.
 const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];

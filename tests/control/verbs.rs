@@ -36,7 +36,7 @@ fn a_served_volume_is_suspended_and_resumed_by_the_commands() {
 fn a_suspended_volume_does_not_hold_up_another_of_the_same_server() {
     let desk = Desk::with_volume();
     desk.ok(&["format", "other", "--size", "16M", "--slot", "keyfile:key", "--no-recovery"]);
-    let mut server = serve_with(&desk, &["other", "--name", "other"]);
+    let mut server = serve_and_control(&desk, &["other", "--name", "other"]);
     let (mut client, mut other) = (server.connect(EXPORT), server.connect("other"));
     client.write(0, &[1; 4096], 0).expect("written");
     Post::open(&desk).suspend();
