@@ -64,7 +64,7 @@ impl Listener {
     /// server that died is replaced.
     ///
     /// # Errors
-    /// [`ListenError::InUse`], [`ListenError::NotASocket`], [`ListenError::Io`].
+    /// [`ListenError::Unix`].
     ///
     /// # Panics
     /// Outside a tokio runtime.
