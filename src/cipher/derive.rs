@@ -77,6 +77,10 @@ impl VolumeKeys {
     /// The key of one segment: Expand(K_sb, "seg1" ‖ kind ‖ volume uuid ‖ uid).
     #[must_use]
     pub fn segment_key(&self, kind: u8, uid: Uid) -> SegmentKey {
+        on_wiped_stack(|| self.expand_segment_key(kind, uid))
+    }
+
+    fn expand_segment_key(&self, kind: u8, uid: Uid) -> SegmentKey {
         let hkdf = Hkdf::<Sha256>::from_prk(self.segment_base.expose()).expect("32 bytes are a SHA-256 PRK");
         let mut key = [0; 32];
         expand_into(&hkdf, &[LABEL_SEGMENT_KEY, &[kind], &self.volume, &uid.0], &mut key);
@@ -108,11 +112,13 @@ fn expand_into(hkdf: &Hkdf<Sha256>, info: &[&[u8]], key: &mut [u8; 32]) {
 }
 
 fn hmac(key: &Secret32, parts: &[&[u8]]) -> [u8; 32] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
-    for part in parts {
-        mac.update(part);
-    }
-    mac.finalize().into_bytes().into()
+    on_wiped_stack(|| {
+        let mut mac = Hmac::<Sha256>::new_from_slice(key.expose()).expect("HMAC takes keys of any length");
+        for part in parts {
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
+    })
 }
 
 fn truncate(full: [u8; 32]) -> [u8; 16] {

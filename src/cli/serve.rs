@@ -106,6 +106,8 @@ async fn listen_and_serve(
     let stopped = stop_signal()?;
     // Kept until the end: the socket of --run lies in it.
     let private = private_directory(options)?;
+    // Before clients: whoever sees that the volume is served can change its keys through this process.
+    let _controls = control_sockets(options, volumes, context)?;
     let (listeners, address) =
         listeners(options, handed_over, private.as_ref().map(tempfile::TempDir::path)).await?;
     let exports = volumes.iter().map(|named| (named.name.clone(), named.gate.clone())).collect();
@@ -115,7 +117,6 @@ async fn listen_and_serve(
         Failure::system("cannot write the pid-file", &error, "--pid-file FILE, in a directory that exists")
     };
     let _pid_file = options.pid_file.as_deref().map(PidFile::create).transpose().map_err(pid_failed)?;
-    let _controls = control_sockets(options, volumes, context)?;
     context.output.note(&context.hygiene.to_string());
     for Named { name, gate, .. } in volumes {
         let info = gate.info();
