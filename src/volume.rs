@@ -12,18 +12,21 @@
 //! | `delta`, `tree`, `merge` | index: newer entries, pages on the store, folding one into the other |
 //! | `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
-//! | `maintain`, `reclaim` | background work, getting space back |
+//! | `maintain` | background work |
+//! | `space`, `reclaim`, `cold`, `index_reclaim` | how much room there is, getting space back |
 //! | `header_change` | new keyslots while the volume is open |
 //! | `wipe` | knowing that the keys are gone |
 //! | [`create`], [`unlock`], [`check`] | making, unlocking and verifying volumes |
 
 pub mod check;
 mod checkpoint;
+mod cold;
 pub mod create;
 mod delta;
 mod error;
 mod flush;
 mod header_change;
+mod index_reclaim;
 mod index_writer;
 mod io;
 mod log;
@@ -35,6 +38,7 @@ mod reclaim;
 mod recover;
 mod replay;
 mod segments;
+mod space;
 mod status;
 mod tail;
 mod tree;
@@ -68,7 +72,8 @@ pub struct Volume {
 /// What all parts of an open volume share.
 ///
 /// Locks are taken in this order and never held across an await: `tail`, `queue`, `map`, the
-/// segment table. `checkpointer` and `flusher` are asynchronous and come before all of them.
+/// segment table; `moves` alone. `reclaimer`, `checkpointer` and `flusher` are asynchronous and come before
+/// all of them, in this order.
 struct Core {
     store: Arc<dyn SlotStore>,
     header: Header,
@@ -81,6 +86,9 @@ struct Core {
     queue: Mutex<queue::Queue>,
     tail: Mutex<tail::Tail>,
     checkpointer: tokio::sync::Mutex<checkpoint::Checkpointer>,
+    reclaimer: tokio::sync::Mutex<reclaim::Reclaimer>,
+    moves: Mutex<cold::Moves>,
+    room: space::Room,
     flusher: tokio::sync::Mutex<()>,
     /// Wakes the background task.
     wake: Arc<Notify>,
@@ -112,6 +120,7 @@ struct Counters {
     log_bytes: AtomicU64,
     chunks: AtomicU64,
     index_bytes: AtomicU64,
+    moved_bytes: AtomicU64,
     sealed_messages: AtomicU64,
     authentication_failures: AtomicU64,
 }
@@ -123,6 +132,10 @@ impl Core {
 
     fn tail(&self) -> MutexGuard<'_, tail::Tail> {
         self.tail.lock().expect("no panic while the tail is held")
+    }
+
+    fn moves(&self) -> MutexGuard<'_, cold::Moves> {
+        self.moves.lock().expect("no panic while the moves are held")
     }
 
     fn map(&self) -> std::sync::RwLockReadGuard<'_, Map> {

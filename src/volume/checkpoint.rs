@@ -10,11 +10,12 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::cold::Moves;
 use super::delta::Delta;
 use super::error::store_to_export;
 use super::index_writer::IndexWriter;
 use super::io::write_store;
-use super::merge::Merger;
+use super::merge::{Changes, Merger};
 use super::queue::Health;
 use super::segments::LiveChange;
 use super::tree::Tree;
@@ -42,6 +43,8 @@ pub(super) struct Checkpointer {
     pub(super) previous: Vec<[u8; 16]>,
     /// Closed stretches of log that recovery replayed and no checkpoint has folded in yet.
     pub(super) replayed: Vec<LogSpan>,
+    /// Where the log of the last checkpoint's root starts, if this session wrote one.
+    pub(super) rooted: Option<LogSpan>,
     /// Header generation that roots demand from now on.
     pub(super) header_generation: u64,
 }
@@ -123,7 +126,8 @@ impl Core {
             (frozen, span, unrooted)
         };
         let tree = self.map().tree.clone();
-        let written = self.fold_and_write(checkpointer, &frozen, &tree, span).await;
+        let moves = std::mem::take(&mut *self.moves());
+        let written = self.fold_and_write(checkpointer, &frozen, &moves, &tree, span).await;
         let result = match written {
             Ok((new, root)) => {
                 {
@@ -131,11 +135,18 @@ impl Core {
                     map.tree = Arc::new(new);
                     map.frozen = None;
                 }
+                {
+                    let mut table = self.segments.table_mut();
+                    moves.full.iter().for_each(|handle| table.close(*handle));
+                }
+                // With their guards, before what they may have looked at is retired.
+                drop(moves);
                 self.retire(root).await;
                 Ok(())
             }
             Err(error) => {
                 self.queue().unrooted_bytes += unrooted;
+                self.moves().put_back(moves);
                 let mut map = self.map_mut();
                 map.frozen = None;
                 let newer = std::mem::replace(&mut map.active, Arc::unwrap_or_clone(frozen));
@@ -151,14 +162,17 @@ impl Core {
         self: &Arc<Self>,
         checkpointer: &mut Checkpointer,
         frozen: &Delta,
+        moves: &Moves,
         tree: &Tree,
         span: LogSpan,
     ) -> Result<(Tree, Durable), VolumeError> {
         // The frozen entries name records that must be durable before a root does.
         self.sync_to(span.start_seq - 1).await.map_err(stopped)?;
         // c2, c3: new pages.
+        let pages = self.pages_to_move(tree).await?;
+        let changes = Changes { runs: frozen.runs().collect(), moves: moves.moves.clone(), pages };
         let mut merger = Merger { core: self, index: &mut checkpointer.index, change: LiveChange::default() };
-        let merged = merger.merge(tree, frozen).await;
+        let merged = merger.merge(tree, &changes).await;
         let change = merger.change;
         let new = match merged {
             Ok(new) => new,
@@ -174,8 +188,30 @@ impl Core {
             checkpointer.replayed = replayed;
         } else {
             self.forget_log_before(span.handle);
+            checkpointer.rooted = Some(span);
         }
         durable.map(|root| (new, root))
+    }
+
+    /// Writes a root that says what the last checkpoint's said: what that one freed becomes usable, and
+    /// no page is written for it.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub(super) async fn root_again(self: &Arc<Self>) -> Result<(), VolumeError> {
+        let mut checkpointer = self.checkpointer.lock().await;
+        if let Health::Stopped(error) = &self.queue().health {
+            return Err(stopped(error.clone()));
+        }
+        let Some(span) = checkpointer.rooted else {
+            return self.checkpoint_locked(&mut checkpointer).await;
+        };
+        let tree = (*self.map().tree).clone();
+        let oldest_log = Some(span.handle);
+        let plan = Plan { tree, spans: vec![span], change: LiveChange::default(), oldest_log };
+        let root = self.write_root(&mut checkpointer, plan).await?;
+        self.retire(root).await;
+        Ok(())
     }
 
     /// Writes the root that claims the volume for this session, or the first one of a new volume:
@@ -313,17 +349,26 @@ impl Core {
     /// Takes what a durable root does not need any more out of use. Readers must be given that root's
     /// index by now.
     async fn retire(self: &Arc<Self>, root: Durable) {
-        let reusable = {
+        let unused = {
             let mut table = self.segments.table_mut();
             table.free(&root.dead, root.generation, |phys| self.header.slot_at(phys));
             table.root_is_durable(root.generation)
         };
-        for slot in reusable {
-            // A hint; the slot is free whether or not the store takes it back.
-            let _ =
-                self.store.discard(self.header.slot_offset(slot), u64::from(self.header.segment_bytes)).await;
-        }
+        self.drop_and_release(unused).await;
         self.resume_stalled();
+    }
+
+    /// Lets the store drop what slots hold, and then makes them free: not before, or the store could drop
+    /// what somebody else has written there by then.
+    pub(super) async fn drop_and_release(&self, slots: Vec<u64>) {
+        for slot in &slots {
+            // A hint; the slot is free whether or not the store takes it back.
+            let _ = self
+                .store
+                .discard(self.header.slot_offset(*slot), u64::from(self.header.segment_bytes))
+                .await;
+        }
+        self.segments.table_mut().release(&slots);
     }
 
     /// Writes all of a root but its ring block, durably. Returns where its payload lies and what it frees.

@@ -8,7 +8,7 @@ use keymgmt::manager::{KeyManager, WrappedKey};
 use keymgmt::secret::Dek;
 
 use super::io::write_store;
-use super::maintain::private_reserve;
+use super::space::reclaim_mark;
 use super::tail::unix_seconds;
 use super::unlock::wrap_context;
 use super::{Core, VolumeError};
@@ -59,7 +59,8 @@ impl Geometry {
         // Dense leaves are 1/512 of the data; two generations of them, and the log's own segments.
         let index = (export_bytes / 256).div_ceil(segment_bytes.into()) + 4;
         let with_spare = full + full.div_ceil(4) + index;
-        Ok(Self { export_bytes, segment_bytes, slots: with_spare + private_reserve(with_spare) })
+        let spare = reclaim_mark(with_spare, export_bytes, segment_bytes.into()) + with_spare / 100;
+        Ok(Self { export_bytes, segment_bytes, slots: with_spare + spare })
     }
 
     /// Bytes that the store must have.

@@ -74,14 +74,10 @@ impl Core {
         match self.make_room(&mut tail, data_fits) {
             Ok(true) => {}
             Ok(false) => {
-                let moves = {
-                    let mut queue = self.queue();
-                    queue.leader = false;
-                    queue.stalled = true;
-                    queue.drain_moves()
-                };
+                let mut queue = self.queue();
+                queue.leader = false;
+                queue.stalled = true;
                 self.wake.notify_one();
-                moves.iter().for_each(|done| done.part_done(Err(VolumeError::NoSpace.to_export())));
                 return None;
             }
             Err(error) => {
@@ -168,9 +164,8 @@ impl Core {
         if self.map().active.len() >= DELTA_RUNS_MAX {
             return Ok(false);
         }
-        // Giving space back must work when there is none: only data stays out of the last slots, and
-        // out of what reclaim leaves free in a segment that it opened.
-        if !data_fits && self.queue().brings_data() {
+        // Giving space back must work when there is none: only data stays out of the last slots.
+        if !data_fits && self.queue().brings_only_data() {
             return Ok(false);
         }
         let least = ChunkLayout::new(1, 1, self.align()).chunk_len as u64;
@@ -301,16 +296,22 @@ impl Drop for Uncommitted<'_> {
     }
 }
 
-/// Takes as many parts as one chunk in `room` bytes holds; the last may be cut.
+/// Takes as many parts as one chunk in `room` bytes holds; the last may be cut. Where data does not fit,
+/// the others go in front of it: requests that were not answered yet may take effect in any order.
 fn take_parts(waiting: &mut VecDeque<Part>, room: u64, align: usize, data_fits: bool) -> Vec<Part> {
     let room = usize::try_from(room).expect("segments are at most 64 MiB");
     let mut taken: Vec<Part> = Vec::new();
     let mut records = 0;
-    while let Some(part) = waiting.front_mut() {
+    let mut next = 0;
+    while let Some(part) = waiting.get_mut(next) {
         let wanted = part.records.len() / RECORD_LEN;
         let entries = taken.len() + 1;
-        if entries > ENTRIES_MAX || part.brings_data() && !data_fits {
+        if entries > ENTRIES_MAX {
             break;
+        }
+        if part.brings_data() && !data_fits {
+            next += 1;
+            continue;
         }
         let fits = |count| count <= RECORDS_MAX && ChunkLayout::new(entries, count, align).chunk_len <= room;
         if !fits(records + wanted) {
@@ -319,13 +320,12 @@ fn take_parts(waiting: &mut VecDeque<Part>, room: u64, align: usize, data_fits: 
             let worth_cutting = possible > 0 && (taken.is_empty() || room < RECORDS_MAX * RECORD_LEN);
             if worth_cutting {
                 let rest = part.split_behind(possible as u64);
-                taken.extend(waiting.pop_front());
-                waiting.push_front(rest);
+                taken.push(std::mem::replace(part, rest));
             }
             break;
         }
         records += wanted;
-        taken.extend(waiting.pop_front());
+        taken.extend(waiting.remove(next));
     }
     taken
 }

@@ -1,19 +1,23 @@
-//! Background work of an open volume: flushing the tail of the log, checkpoints, repair, and waiting
-//! writers that need slots.
+//! Background work of an open volume: flushing the tail of the log, checkpoints, repair, making room, and
+//! the writers that wait for it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::queue::{Health, Queue};
+use super::reclaim::Step;
 use super::{Core, VolumeError};
 
 /// Log bytes after which the store is flushed without being asked (docs/FORMAT.md §8.5).
 const FLUSH_BYTES: u64 = 64 << 20;
 /// Time after which it is.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
-/// Entries of the delta that start a checkpoint: 32768 runs take about 2 MiB.
-const DELTA_RUNS: usize = 32 << 10;
-/// Entries at which writers wait for the checkpoint: bounds memory at about 16 MiB.
+/// Entries of the delta that start a checkpoint: 65536 runs take about 3 MiB.
+pub(super) const DELTA_RUNS: usize = 64 << 10;
+/// Entries at which writers wait for the checkpoint: bounds memory at about 12 MiB.
 pub(super) const DELTA_RUNS_MAX: usize = 256 << 10;
 /// Log bytes that start a checkpoint (§10).
 const CHECKPOINT_BYTES: u64 = 1 << 30;
@@ -23,6 +27,27 @@ const CHECKPOINT_BYTES_IDLE: u64 = 64 << 20;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 /// Reserved slots left that start one: the next root reserves more.
 const SLOTS_LOW: usize = 8;
+/// Batches of moves in a row that may fail to make room before writers are told that there is none.
+const FRUITLESS_MAX: u32 = 8;
+
+/// What the background task remembers from round to round.
+struct Rounds {
+    last_checkpoint: Instant,
+    /// The most slots in no use since writers began to wait, and batches since without more.
+    best: u64,
+    fruitless: u32,
+    /// Whether roots alone were tried since writers began to wait.
+    rooted: bool,
+    /// The root at which no segment was worth emptying; before the next one it is not looked again.
+    nothing_at: Option<u64>,
+}
+
+/// Whether there is more to do at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Again,
+    Wait,
+}
 
 impl Core {
     /// Starts the background task; it ends with the volume.
@@ -30,54 +55,54 @@ impl Core {
         let core = Arc::downgrade(self);
         let wake = self.wake.clone();
         tokio::spawn(async move {
-            let mut last_checkpoint = Instant::now();
+            let now = Instant::now();
+            let mut rounds =
+                Rounds { last_checkpoint: now, best: 0, fruitless: 0, rooted: false, nothing_at: None };
+            let mut next = Next::Wait;
             loop {
-                let ticked = tokio::time::timeout(FLUSH_EVERY, wake.notified()).await.is_err();
+                let ticked =
+                    next == Next::Wait && tokio::time::timeout(FLUSH_EVERY, wake.notified()).await.is_err();
                 let Some(core) = Weak::upgrade(&core) else { return };
                 if matches!(core.queue().health, Health::Stopped(_)) {
                     return;
                 }
-                if core.maintain(ticked, last_checkpoint.elapsed()).await {
-                    last_checkpoint = Instant::now();
+                next = core.maintain(ticked, &mut rounds).await;
+                if next == Next::Again {
+                    // Clients go first: on one thread they would not get a turn otherwise.
+                    tokio::task::yield_now().await;
                 }
             }
         });
     }
 
-    /// One round; returns whether it wrote a root.
-    async fn maintain(self: &Arc<Self>, ticked: bool, since_checkpoint: Duration) -> bool {
-        let (health, stalled, unflushed, unrooted) = {
+    /// One round.
+    async fn maintain(self: &Arc<Self>, ticked: bool, rounds: &mut Rounds) -> Next {
+        let (health, unflushed, unrooted) = {
             let queue = self.queue();
-            (queue.health.clone(), queue.stalled, queue.unflushed_bytes, queue.unrooted_bytes)
+            (queue.health.clone(), queue.unflushed_bytes, queue.unrooted_bytes)
         };
         if matches!(health, Health::NeedsRepair(_)) {
             // The next change tries again and tells its client.
-            return self.repair().await.is_ok();
-        }
-        if stalled {
-            self.make_space().await;
-            return true;
+            let _repaired = self.repair().await;
+            return Next::Wait;
         }
         let due = self.checkpoint_is_due(unrooted)
-            || since_checkpoint >= CHECKPOINT_EVERY && unrooted >= CHECKPOINT_BYTES_IDLE;
-        let written = due && self.checkpoint().await.is_ok();
-        if self.space_is_low() && self.reclaim().await.is_ok_and(|moved| moved > 0) {
-            return self.checkpoint().await.is_ok() || written;
-        }
-        if written {
-            return true;
-        }
-        if unflushed >= FLUSH_BYTES || ticked && unflushed > 0 {
+            || rounds.last_checkpoint.elapsed() >= CHECKPOINT_EVERY && unrooted >= CHECKPOINT_BYTES_IDLE;
+        if due && self.checkpoint().await.is_ok() {
+            rounds.last_checkpoint = Instant::now();
+        } else if unflushed >= FLUSH_BYTES || ticked && unflushed > 0 {
             let completed = self.queue().completed_seq();
             // A failure stops the volume; every later request hears of it.
-            let _ = self.flush_to(completed).await;
+            let _flushed = self.flush_to(completed).await;
         }
-        false
+        self.gain_room(rounds).await
     }
 
     /// Whether a completed chunk calls for background work.
     pub(super) fn needs_maintenance(&self, queue: &Queue) -> bool {
-        queue.unflushed_bytes >= FLUSH_BYTES || self.checkpoint_is_due(queue.unrooted_bytes)
+        queue.unflushed_bytes >= FLUSH_BYTES
+            || self.checkpoint_is_due(queue.unrooted_bytes)
+            || self.space_is_low()
     }
 
     fn checkpoint_is_due(&self, unrooted_bytes: u64) -> bool {
@@ -90,27 +115,91 @@ impl Core {
         unrooted_bytes >= CHECKPOINT_BYTES || low || self.map().active.len() >= DELTA_RUNS
     }
 
-    /// Gets slots for writers that wait for them: a root frees dead segments, the next one makes them
-    /// usable; then the emptiest segments are emptied. When none of that yields anything any more, the
-    /// waiting writes fail for want of space.
-    async fn make_space(self: &Arc<Self>) {
-        // Every round that helps empties a segment; there are no more of them than slots.
-        for _ in 0..self.header.slots {
-            for _ in 0..2 {
-                if let Err(error) = self.checkpoint().await {
-                    return self.fail_waiting(&error);
-                }
-                if !self.queue().stalled {
-                    return;
-                }
+    /// Makes room where it is low or writers wait for it: one chunk of moves, or the roots that free what
+    /// was emptied.
+    async fn gain_room(self: &Arc<Self>, rounds: &mut Rounds) -> Next {
+        let unused = self.segments.table_mut().take_unread();
+        self.drop_and_release(unused).await;
+        let stalled = self.queue().stalled;
+        if !stalled {
+            (rounds.best, rounds.fruitless, rounds.rooted) = (0, 0, false);
+        }
+        let mut reclaimer = self.reclaimer.lock().await;
+        let root = self.generation.load(Ordering::Relaxed);
+        let needless = !self.space_is_low() || rounds.nothing_at == Some(root);
+        if !stalled && !reclaimer.is_going() && needless {
+            return Next::Wait;
+        }
+        if stalled && !rounds.rooted {
+            // What is dead already needs no moving.
+            rounds.rooted = true;
+            return self.roots(stalled).await;
+        }
+        let step = reclaimer.step(self).await;
+        drop(reclaimer);
+        match step {
+            Ok(Step::Going) => {
+                self.resume_stalled();
+                Next::Again
             }
-            match self.reclaim().await {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) => return self.fail_waiting(&error),
+            Ok(Step::Finished) | Err(VolumeError::NoSpace) => {
+                let next = self.roots(stalled).await;
+                let unused = self.segments.table().unused();
+                rounds.fruitless = if unused > rounds.best { 0 } else { rounds.fruitless + 1 };
+                rounds.best = rounds.best.max(unused);
+                if stalled && rounds.fruitless > FRUITLESS_MAX {
+                    self.no_room().await;
+                }
+                next
+            }
+            Ok(Step::Nothing) if stalled => {
+                self.no_room().await;
+                Next::Again
+            }
+            Ok(Step::Nothing) => {
+                rounds.nothing_at = Some(root);
+                Next::Wait
+            }
+            Err(error) if stalled => {
+                self.fail_waiting(&error);
+                Next::Wait
+            }
+            // Told to nobody yet: room is made again when it is needed more.
+            Err(_) => Next::Wait,
+        }
+    }
+
+    /// Two roots: the first one frees what is dead, the second one makes it usable.
+    async fn roots(self: &Arc<Self>, stalled: bool) -> Next {
+        let result = match self.checkpoint().await {
+            Ok(()) => self.root_again().await,
+            Err(error) => Err(error),
+        };
+        self.resume_stalled();
+        match result {
+            Ok(()) => Next::Again,
+            Err(error) => {
+                if stalled {
+                    self.fail_waiting(&error);
+                }
+                Next::Wait
             }
         }
-        self.fail_data();
+    }
+
+    /// Nothing more can be emptied: waits for readers, if that is what room depends on, else tells the
+    /// writers that wait.
+    async fn no_room(self: &Arc<Self>) {
+        let ended = self.segments.table().readers_ended();
+        let waits = self.segments.table().waits_for_readers();
+        if waits {
+            // They end; a reader holds nothing while it waits for its client.
+            ended.notified().await;
+            return;
+        }
+        if self.queue().stalled {
+            self.fail_data();
+        }
     }
 
     fn fail_waiting(&self, error: &VolumeError) {
@@ -135,13 +224,13 @@ impl Core {
         data.iter().for_each(|done| done.part_done(Err(VolumeError::NoSpace.to_export())));
     }
 
-    /// Lets waiting changes go on if a root brought what they wait for.
+    /// Lets waiting changes go on if what they wait for is there.
     pub(super) fn resume_stalled(self: &Arc<Self>) {
         let data_fits = self.writers_have_room();
         let fits = self.segments.table().available_slots() > 0;
         let room = self.map().active.len() < DELTA_RUNS_MAX;
         let mut queue = self.queue();
-        let goes_on = if queue.brings_data() { data_fits } else { fits };
+        let goes_on = if queue.brings_only_data() { data_fits } else { fits };
         if queue.stalled && room && goes_on {
             queue.stalled = false;
             if queue.becomes_leader() {
@@ -149,18 +238,4 @@ impl Core {
             }
         }
     }
-
-    /// Whether the log may take another slot for a write: the last ones are for checkpoints and for
-    /// giving space back.
-    pub(super) fn writers_have_room(&self) -> bool {
-        let table = self.segments.table();
-        table.available_slots() > 0
-            && table.free_slots() + table.available_slots() as u64 > private_reserve(self.header.slots)
-    }
-}
-
-/// Slots that only checkpoints, reclaim and TRIM may use (docs/FORMAT.md §11). A round of reclaim must
-/// gain more than the checkpoint behind it writes into the index, so it must empty many segments at once.
-pub(super) fn private_reserve(slots: u64) -> u64 {
-    (slots / 50).max(24).min((slots / 4).max(8))
 }

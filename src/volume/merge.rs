@@ -1,20 +1,66 @@
 //! Folding newer entries into the tree: touched leaves in order of address, then their parents, as
 //! new pages (docs/FORMAT.md §10 c2, c3). Counts what becomes live and what does not stay so.
+//!
+//! Newer entries come first. Then a move takes effect where the tree still finds the sector in its old
+//! place. Pages that are asked for are written again as they are, to empty the segment that they lie in.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::delta::{Delta, Run};
+use super::cold::{Move, clip_moves};
+use super::delta::Run;
 use super::index_writer::IndexWriter;
 use super::segments::LiveChange;
 use super::tree::{Tree, page_range, page_sectors};
 use super::{Core, VolumeError};
 use crate::format::page::{FANOUT, Inner, Leaf, Loc, TOP_LEVEL};
-use crate::geometry::SectorRange;
+use crate::geometry::{Lba, SectorRange};
 use crate::payload::RECORD_LEN;
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What is to change in one part of the tree. Ascending, without overlaps.
+#[derive(Default, Debug)]
+pub(super) struct Changes {
+    pub(super) runs: Vec<Run>,
+    pub(super) moves: Vec<Move>,
+    /// Pages to write again, as level and number, in order of their first sector.
+    pub(super) pages: Vec<(u8, u64)>,
+}
+
+impl Changes {
+    /// What of it lies below the page `number` of `level`, or is that page.
+    fn below(&self, level: u8, number: u64) -> Self {
+        let window = page_range(level, number);
+        let start = |(level, number): &(u8, u64)| page_range(*level, *number).start;
+        let first = self.pages.partition_point(|page| start(page) < window.start);
+        let pages = self.pages[first..].iter().take_while(|page| start(page) < window.end());
+        Self {
+            runs: clip(&self.runs, window),
+            moves: clip_moves(&self.moves, window),
+            pages: pages.filter(|page| page.0 <= level).copied().collect(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.moves.is_empty() && self.pages.is_empty()
+    }
+
+    /// The children, of `level`, that anything touches; ascending, each once.
+    fn children(&self, level: u8) -> Vec<u64> {
+        let of = |sectors: SectorRange| {
+            sectors.start.0 / page_sectors(level)..=(sectors.end().0 - 1) / page_sectors(level)
+        };
+        let mut found: Vec<u64> = self.runs.iter().flat_map(|run| of(run.sectors)).collect();
+        found.extend(self.moves.iter().flat_map(|moved| of(moved.sectors)));
+        let pages = self.pages.iter().filter(|page| page.0 <= level);
+        found.extend(pages.map(|page| page_range(page.0, page.1).start.0 / page_sectors(level)));
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
 
 /// One merge under way.
 pub(super) struct Merger<'a> {
@@ -24,12 +70,11 @@ pub(super) struct Merger<'a> {
 }
 
 impl Merger<'_> {
-    /// The tree that says what `tree` says with `delta` on top.
-    pub(super) async fn merge(&mut self, tree: &Tree, delta: &Delta) -> Result<Tree, VolumeError> {
-        let runs: Vec<Run> = delta.runs().collect();
+    /// The tree that says what `tree` says with `changes` made.
+    pub(super) async fn merge(&mut self, tree: &Tree, changes: &Changes) -> Result<Tree, VolumeError> {
         let mut tops = tree.tops.clone();
         for (number, top) in (0u64..).zip(tops.iter_mut()) {
-            let below = clip(&runs, page_range(TOP_LEVEL, number));
+            let below = changes.below(TOP_LEVEL, number);
             if !below.is_empty() {
                 *top = self.node(TOP_LEVEL, number, *top, below).await?;
             }
@@ -37,24 +82,28 @@ impl Merger<'_> {
         Ok(Tree { tops })
     }
 
-    /// The new location of a page that `runs`, all within it, change.
+    /// The new location of a page that `changes`, all below it, touch.
     fn node(
         &mut self,
         level: u8,
         number: u64,
         old: Loc,
-        runs: Vec<Run>,
+        changes: Changes,
     ) -> BoxFuture<'_, Result<Loc, VolumeError>> {
         Box::pin(async move {
-            if let [run] = runs.as_slice()
+            if let [run] = changes.runs.as_slice()
                 && run.loc.handle().is_none()
                 && run.sectors == page_range(level, number)
             {
                 self.forget(level, number, old).await?;
                 return Ok(run.loc);
             }
+            if changes.runs.is_empty() && old.handle().is_none() {
+                // Nothing below has a place that anything could have moved from.
+                return Ok(old);
+            }
             if level == 0 {
-                return self.leaf(number, old, &runs).await;
+                return self.leaf(number, old, &changes).await;
             }
             let mut children = match old.handle() {
                 None => Box::new([old; FANOUT]),
@@ -63,16 +112,16 @@ impl Merger<'_> {
                 }
             };
             let below = level - 1;
-            let child_of = |sector: u64| sector / page_sectors(below);
-            let mut next = 0;
-            for run in &runs {
-                let (first, last) = (child_of(run.sectors.start.0), child_of(run.sectors.end().0 - 1));
-                for child in first.max(next)..=last {
-                    let touching = clip(&runs, page_range(below, child));
-                    let index = usize::try_from(child % FANOUT as u64).expect("below 512");
-                    children[index] = self.node(below, child, children[index], touching).await?;
-                }
-                next = last + 1;
+            let mut changed = changes.pages.contains(&(level, number));
+            for child in changes.children(below) {
+                let touching = changes.below(below, child);
+                let index = usize::try_from(child % FANOUT as u64).expect("below 512");
+                let new = self.node(below, child, children[index], touching).await?;
+                changed |= new != children[index];
+                children[index] = new;
+            }
+            if !changed {
+                return Ok(old);
             }
             self.drop_page(old);
             if let Some(same) = uniform(&children) {
@@ -83,24 +132,31 @@ impl Merger<'_> {
         })
     }
 
-    async fn leaf(&mut self, number: u64, old: Loc, runs: &[Run]) -> Result<Loc, VolumeError> {
+    async fn leaf(&mut self, number: u64, old: Loc, changes: &Changes) -> Result<Loc, VolumeError> {
         let mut locs = match old.handle() {
             None => [old; FANOUT],
             Some(_) => self.core.pages.leaf(&self.core.segments, old, number).await?.to_locs(),
         };
         let first = page_range(0, number).start.0;
-        for run in runs {
+        let index =
+            |sector: Lba, step| usize::try_from(sector.0 + step - first).expect("a leaf has 512 sectors");
+        let mut changed = changes.pages.contains(&(0, number));
+        for run in &changes.runs {
             for step in 0..run.sectors.count {
-                let index = usize::try_from(run.sectors.start.0 + step - first).expect("below 512");
-                let new = run.loc.step(step);
-                if let Some(handle) = locs[index].handle() {
-                    self.change.remove(handle, RECORD_LEN);
-                }
-                if let Some(handle) = new.handle() {
-                    self.change.add(handle, RECORD_LEN);
-                }
-                locs[index] = new;
+                changed |= self.replace(&mut locs[index(run.sectors.start, step)], run.loc.step(step));
             }
+        }
+        for moved in &changes.moves {
+            for step in 0..moved.sectors.count {
+                let loc = &mut locs[index(moved.sectors.start, step)];
+                // A client has written the sector since when it is not there any more.
+                if *loc == moved.old.step(step) {
+                    changed |= self.replace(loc, moved.new.step(step));
+                }
+            }
+        }
+        if !changed {
+            return Ok(old);
         }
         self.drop_page(old);
         if let Some(same) = uniform(&locs) {
@@ -108,6 +164,17 @@ impl Merger<'_> {
         }
         let leaf = Leaf::from_locs(&locs).expect("a leaf of holes is uniform");
         self.append(0, number, leaf.encode()).await
+    }
+
+    /// Lets a sector lie at `new`; whether that is another place.
+    fn replace(&mut self, loc: &mut Loc, new: Loc) -> bool {
+        if let Some(handle) = loc.handle() {
+            self.change.remove(handle, RECORD_LEN);
+        }
+        if let Some(handle) = new.handle() {
+            self.change.add(handle, RECORD_LEN);
+        }
+        std::mem::replace(loc, new) != new
     }
 
     async fn append(&mut self, level: u8, number: u64, plaintext: Vec<u8>) -> Result<Loc, VolumeError> {

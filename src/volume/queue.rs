@@ -27,14 +27,12 @@ pub(super) struct Part {
     /// Records of a [`Op::Write`], plaintext; empty otherwise.
     pub(super) records: BytesMut,
     pub(super) done: Arc<Completion>,
-    /// Moves live data to get space back; may use the last slots.
-    pub(super) reclaims: bool,
 }
 
 impl Part {
-    /// Whether the part brings data that was not there before.
+    /// Whether the part needs room for data.
     pub(super) fn brings_data(&self) -> bool {
-        self.op == Op::Write && !self.reclaims
+        self.op == Op::Write
     }
 
     /// Plaintext of a sector that this part changes; `None` when it becomes zeros.
@@ -55,7 +53,7 @@ impl Part {
         let sectors = SectorRange::new(start, self.sectors.count - count);
         self.sectors.count = count;
         self.done.one_more();
-        Self { sectors, op: self.op, records: rest, done: self.done.clone(), reclaims: self.reclaims }
+        Self { sectors, op: self.op, records: rest, done: self.done.clone() }
     }
 }
 
@@ -205,25 +203,16 @@ impl Queue {
         self.waiting.drain(..).map(|part| part.done).collect()
     }
 
-    /// Takes the moves that wait: whoever makes them is who gets space, so they must not wait for it.
-    pub(super) fn drain_moves(&mut self) -> Vec<Arc<Completion>> {
-        self.drain_where(|part| part.reclaims)
-    }
-
     /// Takes what waits with data, to be told that there is no room. What gives space back stays.
     pub(super) fn drain_data(&mut self) -> Vec<Arc<Completion>> {
-        self.drain_where(|part| part.op == Op::Write)
-    }
-
-    fn drain_where(&mut self, taken: impl Fn(&Part) -> bool) -> Vec<Arc<Completion>> {
-        let (taken, left) = self.waiting.drain(..).partition::<VecDeque<_>, _>(taken);
+        let (data, left) = self.waiting.drain(..).partition::<VecDeque<_>, _>(Part::brings_data);
         self.waiting = left;
-        taken.into_iter().map(|part| part.done).collect()
+        data.into_iter().map(|part| part.done).collect()
     }
 
-    /// Whether what is next in line needs room that is kept for giving space back.
-    pub(super) fn brings_data(&self) -> bool {
-        self.waiting.front().is_some_and(Part::brings_data)
+    /// Whether everything that waits needs room for data.
+    pub(super) fn brings_only_data(&self) -> bool {
+        self.waiting.iter().all(Part::brings_data)
     }
 
     /// Stops the log for good; the first reason stays, unless it is that the volume was closed.

@@ -1,216 +1,260 @@
-//! Getting space back from segments that are live only in part: what is live moves to the end of the
-//! log, and the next root frees the segment.
+//! Getting space back from segments that are live only in part (docs/FORMAT.md §11): what is live in them
+//! moves to the cold stream, and the root of the next checkpoint frees them.
 //!
-//! A move is a read-merge-write that changes nothing: nobody else may change the sectors while it is put
-//! into the log, and it goes in front of every change that already waits, so a newer write can never be
-//! undone by it. Replay needs no rule of its own.
-//! Moves are collected into full chunks, so that what was written in small pieces takes less room.
+//! A batch chooses segments by what emptying them gains, collects from their chunk headers what might be
+//! live, and sorts it by sector. Then, one chunk a step: what the index still finds in its old place is read,
+//! authenticated and sealed anew. Nobody is kept from the sectors meanwhile: the checkpoint lets a move
+//! take effect only where no client has written since.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use bytes::BytesMut;
-use tokio::sync::Semaphore;
+use futures_util::stream::{self, StreamExt};
 
+use super::cold::{ColdStream, Move};
 use super::delta::Run;
 use super::io::read_store;
 use super::log::effects;
-use super::queue::{Completion, Health, Merge, Part, Queue};
-use super::write::MergeGuard;
+use super::segments::ReadGuard;
 use super::{Core, VolumeError};
-use crate::cipher::SegmentKey;
-use crate::export::ExportError;
+use crate::cipher::Uid;
 use crate::format::FormatError;
-use crate::format::chunk::{ChunkHeader, ChunkPrefix, Op, PREFIX_LEN, RECORDS_MAX};
+use crate::format::chunk::{ChunkHeader, ChunkLayout, ChunkPrefix, ENTRIES_MAX, PREFIX_LEN, RECORDS_MAX};
 use crate::format::page::Handle;
 use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentKind};
 use crate::format::table::{Row, SegmentState};
 use crate::geometry::{Lba, SECTOR_LEN, SectorRange};
 use crate::payload::RECORD_LEN;
 
-/// Segments emptied before a root frees them, when there is room for what was live in them.
-const VICTIMS_MAX: usize = 16;
+/// Segments emptied by one batch: with fewer, the pages that a checkpoint writes for their sake cost more
+/// than they give.
+const VICTIMS_MAX: usize = 64;
+/// Sectors moved by one batch: bounds its memory at about 4 MiB.
+const SECTORS_MAX: u64 = 64 << 10;
 /// A segment that is fuller than this is not worth moving, in parts of its size.
 const WORTH_BELOW: (u64, u64) = (15, 16);
-/// Sectors moved at once: a full chunk. Smaller ones would need as much room as they give back, since
-/// what a client wrote sector by sector fills a segment only to the half.
-const MOVED_AT_ONCE: u64 = RECORDS_MAX as u64;
+/// Bytes read at first to see a chunk's header; more where it is longer.
+const HEADER_GUESS: usize = 4096;
+/// Reads of live sectors under way at once: hides the latency of a remote store.
+const READS_AT_ONCE: usize = 16;
 
-/// Live sectors on their way out of a segment, opened.
+/// The moving of live sectors, a step at a time.
 #[derive(Default)]
+pub(super) struct Reclaimer {
+    cold: ColdStream,
+    batch: Option<Batch>,
+    /// Segments that could not be read. Damage does not get better by moving it; its sectors say so
+    /// when they are read.
+    damaged: HashSet<Uid>,
+}
+
+/// Segments that are being emptied.
 struct Batch {
-    moves: Vec<(Run, BytesMut)>,
-    sectors: u64,
+    /// What may be live in them, by sector, not looked at yet; last first.
+    candidates: Vec<Run>,
+    total: usize,
+    /// Slots that moving takes in all, and those left to writers beside it.
+    moves: u64,
+    beside: u64,
+    /// No slot that was freed since is used again, so that a place stays what it was.
+    guard: ReadGuard,
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// There is more to do.
+    Going,
+    /// The batch is at its end: a checkpoint frees what was emptied.
+    Finished,
+    /// No segment is worth emptying.
+    Nothing,
+}
+
+impl Reclaimer {
+    /// Whether a batch is under way.
+    pub(super) fn is_going(&self) -> bool {
+        self.batch.is_some()
+    }
+
+    /// Moves one chunk of what is live in the segments of the batch; begins a batch when there is none.
+    ///
+    /// # Errors
+    /// The store's, and [`VolumeError::NoSpace`] when there is no slot to move to. The batch is over then;
+    /// what was moved counts all the same.
+    pub(super) async fn step(&mut self, core: &Core) -> Result<Step, VolumeError> {
+        if self.batch.is_none() {
+            let Some(batch) = self.begin(core).await? else { return Ok(Step::Nothing) };
+            self.batch = Some(batch);
+        }
+        let moved = self.move_chunk(core).await;
+        let left = self.batch.as_ref().map_or(0, |batch| batch.candidates.len());
+        if moved.is_err() || left == 0 {
+            self.batch = None;
+            core.room.keep_from_writers(0);
+        }
+        moved.map(|()| if left == 0 { Step::Finished } else { Step::Going })
+    }
+
+    async fn begin(&mut self, core: &Core) -> Result<Option<Batch>, VolumeError> {
+        let guard = core.segments.table().guard();
+        let slots = core.room_for_moves();
+        let sectors_max = SECTORS_MAX.min(slots * core.sectors_per_cold_segment());
+        let mut candidates = Vec::new();
+        let (mut victims, mut sectors) = (0, 0);
+        for (handle, row) in core.victims(&self.damaged) {
+            let live = u64::from(row.live) / RECORD_LEN as u64;
+            if victims == VICTIMS_MAX || victims > 0 && sectors + live > sectors_max {
+                break;
+            }
+            match core.written_in(handle, &row).await {
+                Ok(mut runs) => candidates.append(&mut runs),
+                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {
+                    self.damaged.insert(row.uid);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            victims += 1;
+            sectors += live;
+        }
+        if candidates.is_empty() {
+            return Ok(None);
+        }
+        candidates.sort_unstable_by_key(|run| std::cmp::Reverse(run.sectors.start));
+        let total = candidates.len();
+        let moves = sectors.div_ceil(core.sectors_per_cold_segment());
+        Ok(Some(Batch { candidates, total, moves, beside: core.room_beside(moves), guard }))
+    }
+
+    async fn move_chunk(&mut self, core: &Core) -> Result<(), VolumeError> {
+        let Some(batch) = &mut self.batch else { return Ok(()) };
+        let room = self.cold.room(core)? as u64;
+        let mut runs: Vec<Run> = Vec::new();
+        let mut sectors = 0;
+        while sectors < room {
+            let Some(run) = batch.candidates.pop() else { break };
+            let (now, later) = run.split(room - sectors);
+            batch.candidates.extend(later);
+            for live in core.still_there(now).await? {
+                sectors += live.sectors.count;
+                runs.push(live);
+            }
+        }
+        core.room.keep_from_writers(batch.kept());
+        let guard = batch.guard.clone();
+        let read: Vec<(Run, Result<BytesMut, VolumeError>)> = stream::iter(runs)
+            .map(|run| async move { (run, core.open_run(run).await) })
+            .buffered(READS_AT_ONCE)
+            .collect()
+            .await;
+        let mut records = Vec::with_capacity(read.len());
+        let mut old = Vec::with_capacity(read.len());
+        for (run, opened) in read {
+            match opened {
+                Ok(data) => {
+                    records.push((run.sectors, data));
+                    old.push(run);
+                }
+                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {
+                    let handle = run.loc.handle().expect("only records are moved");
+                    self.damaged.extend(core.segments.table().row(handle).map(|row| row.uid));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        let new = self.cold.append(core, records).await?;
+        let mut moves = core.moves();
+        moves.moves.extend(old.iter().zip(new).map(|(run, new)| Move {
+            sectors: run.sectors,
+            old: run.loc,
+            new,
+        }));
+        if moves.guards.is_empty() {
+            moves.guards.push(guard);
+        }
+        Ok(())
+    }
+}
+
+impl Batch {
+    /// Slots that writers must leave alone: those still to be filled, and of the others a part, so that
+    /// writers come to the end of their room when the batch does.
+    fn kept(&self) -> u64 {
+        let (left, total) = (self.candidates.len() as u64, self.total.max(1) as u64);
+        (self.moves * left).div_ceil(total) + self.beside * left / total
+    }
+}
+
+impl Run {
+    /// The first `count` sectors of the run, and the rest if there is one.
+    fn split(self, count: u64) -> (Self, Option<Self>) {
+        let Self { sectors, loc } = self;
+        if sectors.count <= count {
+            return (self, None);
+        }
+        let rest = SectorRange::new(Lba(sectors.start.0 + count), sectors.count - count);
+        let first = Self { sectors: SectorRange::new(sectors.start, count), loc };
+        (first, Some(Self { sectors: rest, loc: loc.step(count) }))
+    }
 }
 
 impl Core {
-    /// Whether less than a fifth of the slots is in no use (docs/FORMAT.md §11).
-    pub(super) fn space_is_low(&self) -> bool {
-        let table = self.segments.table();
-        let unused = table.free_slots() + table.available_slots() as u64 + table.freed_slots() as u64;
-        unused < self.header.slots / 5
+    /// Sectors that a cold segment holds, about.
+    fn sectors_per_cold_segment(&self) -> u64 {
+        let chunk = ChunkLayout::new(RECORDS_MAX, RECORDS_MAX, self.align()).chunk_len;
+        let room = self.header.segment_bytes as usize - SEGMENT_HEADER_LEN;
+        (room * RECORDS_MAX / chunk) as u64
     }
 
-    /// Moves what is live in the emptiest segments. Returns the number of sectors moved; 0 when
-    /// nothing is worth it or there is no room to move it to. The next root frees what is empty then.
-    ///
-    /// # Errors
-    /// When the log does not take what is moved. A segment that cannot be read is left alone.
-    pub(super) async fn reclaim(self: &Arc<Self>) -> Result<u64, VolumeError> {
-        let mut batch = Batch::default();
-        let mut moved = 0;
-        let outcome = self.empty_segments(&mut batch, &mut moved).await;
-        match outcome {
-            Ok(()) | Err(VolumeError::NoSpace) => Ok(moved),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn empty_segments(self: &Arc<Self>, batch: &mut Batch, moved: &mut u64) -> Result<(), VolumeError> {
-        let mut emptied = 0;
-        // What moves needs slots before any comes back, and the segment behind the last must have one.
-        let victims_max = self.segments.table().available_slots().saturating_sub(1).clamp(1, VICTIMS_MAX);
-        for (handle, row) in self.victims() {
-            let moves = match self.live_of(handle, &row).await {
-                Ok(moves) => moves,
-                // Damage does not get better by moving it; its sectors say so when they are read.
-                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => continue,
-                Err(error) => return Err(error),
-            };
-            // All or nothing: what is left behind would keep the segment, and the rest moved for nothing.
-            if self.any_busy(&moves) {
-                continue;
-            }
-            for (run, records) in moves {
-                batch.sectors += run.sectors.count;
-                batch.moves.push((run, records));
-                if batch.sectors >= MOVED_AT_ONCE {
-                    self.relocate(batch, moved).await?;
-                }
-            }
-            emptied += 1;
-            if emptied == victims_max {
-                break;
-            }
-        }
-        self.relocate(batch, moved).await
-    }
-
-    /// Whether any of these sectors is being changed right now.
-    fn any_busy(&self, moves: &[(Run, BytesMut)]) -> bool {
-        let queue = self.queue();
-        moves.iter().any(|(run, _)| is_busy(&queue, run.sectors))
-    }
-
-    fn victims(&self) -> Vec<(Handle, Row)> {
+    /// The segments that may be emptied, the best first. The score is what emptying one gains, times its
+    /// age, by what it costs (docs/FORMAT.md §11): an old segment will hardly get emptier by itself.
+    fn victims(&self, damaged: &HashSet<Uid>) -> Vec<(Handle, Row)> {
         let in_log: HashSet<Handle> = self.tail().segments.iter().copied().collect();
+        let now = self.generation.load(std::sync::atomic::Ordering::Relaxed);
         let segment = u64::from(self.header.segment_bytes);
         let table = self.segments.table();
-        let mut found: Vec<(Handle, Row)> = table
+        let mut found: Vec<(u64, Handle, Row)> = table
             .rows()
             .filter(|(handle, row)| {
-                row.kind == SegmentKind::Log
+                row.kind != SegmentKind::Index
                     && row.state == SegmentState::Closed
                     && row.live > 0
                     && u64::from(row.live) * WORTH_BELOW.1 < segment * WORTH_BELOW.0
                     && !in_log.contains(handle)
+                    && !damaged.contains(&row.uid)
             })
-            .map(|(handle, row)| (handle, *row))
+            .map(|(handle, row)| (score(row, now, segment), handle, *row))
             .collect();
-        found.sort_by_key(|(_, row)| row.live);
-        found
+        found.sort_by_key(|(score, handle, _)| (std::cmp::Reverse(*score), *handle));
+        found.into_iter().map(|(_, handle, row)| (handle, row)).collect()
     }
 
-    /// What the index still finds in a segment, opened.
-    async fn live_of(&self, handle: Handle, row: &Row) -> Result<Vec<(Run, BytesMut)>, VolumeError> {
-        let len = usize::try_from(row.bytes).expect("segments are at most 64 MiB");
-        let bytes = read_store(&*self.store, row.phys, len).await?;
+    /// Every run of records that the chunks of a segment say they hold.
+    async fn written_in(&self, handle: Handle, row: &Row) -> Result<Vec<Run>, VolumeError> {
         let key = self.segments.key(row.kind, row.uid);
-        let mut moves = Vec::new();
-        let mut offset = SEGMENT_HEADER_LEN;
-        while let Some(prefix) = bytes.get(offset..).and_then(|rest| rest.first_chunk::<PREFIX_LEN>()) {
-            let room = (bytes.len() - offset) as u64;
-            let Ok(prefix) = ChunkPrefix::decode(prefix, self.align(), room) else { break };
-            let (header, _) = ChunkHeader::open(&prefix, &key, offset as u64, &bytes[offset..])
-                .map_err(|source| VolumeError::damaged("chunk", row.phys + offset as u64, source))?;
+        let (mut offset, end) = (SEGMENT_HEADER_LEN as u64, u64::from(row.bytes));
+        let mut runs = Vec::new();
+        while offset + (PREFIX_LEN as u64) <= end {
+            let room = end - offset;
+            let damaged = |source| VolumeError::damaged("chunk", row.phys + offset, source);
+            let guess = HEADER_GUESS.min(usize::try_from(room).expect("segments are at most 64 MiB"));
+            let mut bytes = read_store(&*self.store, row.phys + offset, guess).await?;
+            let prefix = bytes.first_chunk::<PREFIX_LEN>().expect("a guess is longer than a prefix");
+            let prefix = ChunkPrefix::decode(prefix, self.align(), room).map_err(damaged)?;
             let layout = prefix.layout(self.align());
-            for run in effects(&header.entries, &layout, handle, offset as u64) {
-                if run.loc.handle().is_none() {
-                    continue;
-                }
-                for live in self.still_there(run).await? {
-                    moves.push((live, open_records(&key, row.phys, live, &bytes)?));
-                }
+            if bytes.len() < layout.records_offset {
+                bytes = read_store(&*self.store, row.phys + offset, layout.records_offset).await?;
             }
-            offset += prefix.chunk_bytes as usize;
+            let (header, _) = ChunkHeader::open(&prefix, &key, offset, &bytes).map_err(damaged)?;
+            let here = effects(&header.entries, &layout, handle, offset);
+            runs.extend(here.into_iter().filter(|run| run.loc.handle().is_some()));
+            offset += u64::from(prefix.chunk_bytes);
         }
-        Ok(moves)
-    }
-
-    /// Puts those sectors of a batch into the log that still lie where they were read.
-    async fn relocate(self: &Arc<Self>, batch: &mut Batch, moved: &mut u64) -> Result<(), VolumeError> {
-        let Batch { moves, .. } = std::mem::take(batch);
-        let mut guards = Vec::with_capacity(moves.len());
-        let mut receivers = Vec::with_capacity(moves.len());
-        let mut parts = Vec::with_capacity(moves.len());
-        let mut sectors = 0;
-        for (run, mut records) in moves {
-            let Some(guard) = self.hold(run.sectors) else { continue };
-            guards.push(guard);
-            // Looked up again now that nobody can change it.
-            let mut at = run.sectors.start;
-            for still in self.still_there(run).await? {
-                let count = |sectors: u64| usize::try_from(sectors).expect("a chunk") * RECORD_LEN;
-                let _gone = records.split_to(count(still.sectors.start.0 - at.0));
-                let records = records.split_to(count(still.sectors.count));
-                at = still.sectors.end();
-                sectors += still.sectors.count;
-                let (done, receiver) = Completion::new();
-                parts.push(Part { sectors: still.sectors, op: Op::Write, records, done, reclaims: true });
-                receivers.push(receiver);
-            }
-        }
-        if parts.is_empty() {
-            return Ok(());
-        }
-        let leader = {
-            let mut queue = self.queue();
-            if let Health::NeedsRepair(error) | Health::Stopped(error) = &queue.health {
-                return Err(VolumeError::Stopped(error.to_string()));
-            }
-            // First in line: what waits for space must not wait in front of what makes space.
-            parts.into_iter().rev().for_each(|part| queue.waiting.push_front(part));
-            queue.stalled = false;
-            queue.becomes_leader()
-        };
-        drop(guards);
-        if leader {
-            self.commit().await;
-        }
-        for receiver in receivers {
-            match receiver.await {
-                Ok(Ok(_)) => {}
-                Ok(Err(ExportError::NoSpace(_))) => return Err(VolumeError::NoSpace),
-                Ok(Err(error)) => return Err(VolumeError::Stopped(error.to_string())),
-                Err(_) => return Err(VolumeError::Stopped("the log lost a move".into())),
-            }
-        }
-        *moved += sectors;
-        Ok(())
-    }
-
-    /// Keeps everybody else off the sectors; `None` when somebody is already changing them, which makes
-    /// moving them pointless.
-    fn hold(&self, sectors: SectorRange) -> Option<MergeGuard<'_>> {
-        let mut queue = self.queue();
-        if is_busy(&queue, sectors) {
-            return None;
-        }
-        let id = queue.next_merge_id;
-        queue.next_merge_id += 1;
-        let done = Arc::new(Semaphore::new(0));
-        queue.merges.push(Merge { id, sectors, done: done.clone() });
-        Some(MergeGuard::new(self, id, done))
+        Ok(runs)
     }
 
     /// The parts of `run` that the index still finds there.
@@ -234,26 +278,31 @@ impl Core {
         }
         Ok(found)
     }
-}
 
-/// Opens the records of `run`, which lie in `segment`.
-fn open_records(key: &SegmentKey, phys: u64, run: Run, segment: &[u8]) -> Result<BytesMut, VolumeError> {
-    let mut records = BytesMut::zeroed(usize::try_from(run.sectors.count).expect("a chunk") * RECORD_LEN);
-    for (i, record) in (0u64..).zip(records.chunks_exact_mut(RECORD_LEN)) {
-        let at = run.loc.step(i).offset();
-        let lba = Lba(run.sectors.start.0 + i);
-        let index = usize::try_from(at).expect("segments are at most 64 MiB");
-        let sealed = segment.get(index..index + RECORD_LEN).ok_or_else(|| {
-            VolumeError::Inconsistent("a record lies behind what was written of its segment".into())
-        })?;
-        key.open_record(at, lba, sealed, &mut record[..SECTOR_LEN])
-            .map_err(|_| VolumeError::damaged("sector", phys + at, FormatError::Authentication("sector")))?;
+    /// Reads and opens the records of a run: plaintext, with room for the tags.
+    async fn open_run(&self, run: Run) -> Result<BytesMut, VolumeError> {
+        let place = self.segments.place(run.loc)?;
+        let len = usize::try_from(run.sectors.count).expect("a chunk") * RECORD_LEN;
+        let sealed = self.segments.read(&place, run.loc.offset(), len).await?;
+        let mut records = BytesMut::zeroed(len);
+        let pairs = sealed.chunks_exact(RECORD_LEN).zip(records.chunks_exact_mut(RECORD_LEN));
+        for (i, (sealed, record)) in (0u64..).zip(pairs) {
+            let at = run.loc.step(i).offset();
+            let lba = Lba(run.sectors.start.0 + i);
+            place.key.open_record(at, lba, sealed, &mut record[..SECTOR_LEN]).map_err(|_| {
+                VolumeError::damaged("sector", place.phys + at, FormatError::Authentication("sector"))
+            })?;
+        }
+        Ok(records)
     }
-    Ok(records)
 }
 
-/// Whether a chunk being written, or a read-merge-write, changes any of the sectors. A change that only
-/// waits does not count: a move goes in front of it, so it stays the newer one.
-fn is_busy(queue: &Queue, sectors: SectorRange) -> bool {
-    queue.merge_over(sectors).is_some() || queue.in_flight_over(sectors)
+/// (1 - u) · age / (1 + u), with u the part of the segment that is live; in parts of 2^16.
+fn score(row: &Row, now: u64, segment: u64) -> u64 {
+    let live = u64::from(row.live).min(segment);
+    // Birth is kept modulo 2^32; whoever is older than that is old enough.
+    let age = (now.wrapping_sub(row.birth.into()) & 0xffff_ffff).clamp(1, 1 << 16);
+    (((segment - live) << 16) / (segment + live)).saturating_mul(age)
 }
+
+const _: () = assert!(RECORDS_MAX <= ENTRIES_MAX, "every record of a cold chunk may be an entry of its own");

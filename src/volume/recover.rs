@@ -12,6 +12,7 @@ use super::io::{SegmentReader, read_store};
 use super::queue::Queue;
 use super::replay::{Replayed, replay};
 use super::segments::{BadTable, Segments};
+use super::space::Room;
 use super::tail::Tail;
 use super::tree::{Pages, Tree, page_sectors};
 use super::unlock::Unlocked;
@@ -150,6 +151,7 @@ impl Core {
             index: super::index_writer::IndexWriter::default(),
             previous,
             replayed: spans,
+            rooted: None,
             header_generation: header.generation,
         };
         Ok(Arc::new(Self {
@@ -163,6 +165,9 @@ impl Core {
             queue: Mutex::new(Queue::new(nowhere)),
             tail: Mutex::new(tail),
             checkpointer: tokio::sync::Mutex::new(checkpointer),
+            reclaimer: tokio::sync::Mutex::default(),
+            moves: Mutex::default(),
+            room: Room::new(header.slots, header.export_bytes, header.segment_bytes.into()),
             flusher: tokio::sync::Mutex::new(()),
             wake: Arc::new(Notify::new()),
             progress: Notify::new(),

@@ -8,6 +8,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
+use tokio::sync::Notify;
+
 use crate::cipher::Uid;
 use crate::format::page::Handle;
 use crate::format::root::Place;
@@ -39,7 +41,18 @@ impl LiveChange {
 }
 
 /// Readers hold a clone of the current guard while they use locations; see [`Segments::guard`].
-pub(super) type ReadGuard = Arc<()>;
+pub(super) type ReadGuard = Arc<Reading>;
+
+/// Tells when the last reader of one state of the index is gone.
+pub(super) struct Reading {
+    ended: Arc<Notify>,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.ended.notify_one();
+    }
+}
 
 /// The slots that one root freed.
 struct Freed {
@@ -47,7 +60,7 @@ struct Freed {
     segments: Vec<(Handle, Row, u64)>,
     by: Generation,
     /// Dead once every reader that may have seen their locations is gone.
-    readers: Weak<()>,
+    readers: Weak<Reading>,
 }
 
 /// Rows, free slots, live counts.
@@ -66,6 +79,9 @@ pub(super) struct Segments {
     /// another one is durable.
     held: Vec<u64>,
     guard: ReadGuard,
+    readers_ended: Arc<Notify>,
+    /// The newest durable root.
+    durable: Generation,
     next_free_search: usize,
     added: Vec<Place>,
 }
@@ -79,6 +95,7 @@ impl Segments {
     /// An empty table for a volume of `slots` slots.
     pub(super) fn new(slots: u64) -> Self {
         let slots = usize::try_from(slots).expect("slot counts are below 2^32");
+        let readers_ended = Arc::new(Notify::new());
         Self {
             rows: vec![None],
             free_handles: Vec::new(),
@@ -88,7 +105,9 @@ impl Segments {
             reserving: VecDeque::new(),
             freed: VecDeque::new(),
             held: Vec::new(),
-            guard: Arc::new(()),
+            guard: Arc::new(Reading { ended: readers_ended.clone() }),
+            readers_ended,
+            durable: Generation(0),
             next_free_search: 0,
             added: Vec::new(),
         }
@@ -139,14 +158,14 @@ impl Segments {
         }
     }
 
-    /// Frees the slots of [`hold`](Self::hold) and returns them.
-    pub(super) fn release_held(&mut self) -> Vec<u64> {
+    /// Frees the slots of [`hold`](Self::hold).
+    pub(super) fn release_held(&mut self) {
         let held = std::mem::take(&mut self.held);
         self.release(&held);
-        held
     }
 
-    fn release(&mut self, slots: &[u64]) {
+    /// Makes slots free.
+    pub(super) fn release(&mut self, slots: &[u64]) {
         for slot in slots {
             self.slot_taken[usize::try_from(*slot).expect("slots are below 2^32")] = false;
         }
@@ -184,6 +203,11 @@ impl Segments {
     /// Number of slots in no use at all.
     pub(super) fn free_slots(&self) -> u64 {
         self.free_count
+    }
+
+    /// Slots that hold no segment and wait for nothing.
+    pub(super) fn unused(&self) -> u64 {
+        self.free_count + (self.available.len() + self.reserving.len()) as u64
     }
 
     /// Slots that may be used right now.
@@ -302,7 +326,8 @@ impl Segments {
         if handles.is_empty() {
             return;
         }
-        let old_guard = std::mem::replace(&mut self.guard, Arc::new(()));
+        let new_guard = Arc::new(Reading { ended: self.readers_ended.clone() });
+        let old_guard = std::mem::replace(&mut self.guard, new_guard);
         let mut segments = Vec::with_capacity(handles.len());
         for handle in handles {
             let row = self.rows[*handle as usize].take().expect("dead rows exist");
@@ -311,20 +336,39 @@ impl Segments {
         self.freed.push_back(Freed { segments, by, readers: Arc::downgrade(&old_guard) });
     }
 
-    /// Tells that root `durable` is: what it reserved may be used, and what an earlier root freed
-    /// is free again as soon as no reader can see it. Returns the slots that became free.
+    /// Tells that root `durable` is: what it reserved may be used, and what an earlier root freed is in
+    /// no use any more, see [`take_unread`](Self::take_unread).
     pub(super) fn root_is_durable(&mut self, durable: Generation) -> Vec<u64> {
         self.available.append(&mut self.reserving);
-        let mut reusable = self.release_held();
+        self.durable = durable;
+        let mut unused = std::mem::take(&mut self.held);
+        unused.append(&mut self.take_unread());
+        unused
+    }
+
+    /// The slots that an earlier root freed and no reader can see any more. They are nobody's until
+    /// [`release`](Self::release), so that the store can be told to drop what they hold.
+    pub(super) fn take_unread(&mut self) -> Vec<u64> {
+        let mut unused = Vec::new();
         // In order: a reader that blocks one batch may have seen every later one, too.
-        while self.freed.front().is_some_and(|f| f.by < durable && f.readers.strong_count() == 0) {
+        while self.freed.front().is_some_and(|f| f.by < self.durable && f.readers.strong_count() == 0) {
             for (handle, _, slot) in self.freed.pop_front().into_iter().flat_map(|f| f.segments) {
                 self.free_handles.push(handle);
-                self.release(&[slot]);
-                reusable.push(slot);
+                unused.push(slot);
             }
         }
-        reusable
+        unused
+    }
+
+    /// Told whenever the last reader of some state of the index is gone; what to do then is
+    /// [`take_unread`](Self::take_unread).
+    pub(super) fn readers_ended(&self) -> Arc<Notify> {
+        self.readers_ended.clone()
+    }
+
+    /// Whether slots are free but for readers that may still look at them.
+    pub(super) fn waits_for_readers(&self) -> bool {
+        self.freed.front().is_some_and(|freed| freed.by < self.durable)
     }
 
     /// Slots on their way to being free.

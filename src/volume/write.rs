@@ -150,13 +150,7 @@ impl Core {
             return Added::Blocked(Blocked::OnMerge(done));
         }
         let (done, receiver) = Completion::new();
-        queue.waiting.push_back(Part {
-            sectors,
-            op,
-            records: std::mem::take(records),
-            done,
-            reclaims: false,
-        });
+        queue.waiting.push_back(Part { sectors, op, records: std::mem::take(records), done });
         Added::Waiting { receiver, leader: queue.becomes_leader() }
     }
 

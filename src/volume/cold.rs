@@ -1,0 +1,203 @@
+//! The cold stream: segments of kind 3, which hold sectors that space reclaim moved (docs/FORMAT.md §11).
+//!
+//! They stand outside the log: nothing replays them, only a root leads to them. What was moved waits in
+//! [`Moves`] for the next checkpoint, which lets a move take effect where the index still finds the sector
+//! in its old place, and drops it where a client has written since. Until then readers use the old place.
+
+use bytes::{Bytes, BytesMut};
+
+use super::delta::Run;
+use super::io::write_store;
+use super::segments::{ReadGuard, new_row};
+use super::tail::unix_seconds;
+use super::{Core, VolumeError};
+use crate::cipher::{OpenSegmentKey, TAG_LEN, Uid};
+use crate::format::chunk::{ChunkHeader, ChunkLayout, Entry, Op, RECORDS_MAX, chunk_checksum, set_checksum};
+use crate::format::page::{Handle, Loc};
+use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
+use crate::geometry::{Generation, SectorRange};
+use crate::payload::RECORD_LEN;
+use crate::store::Persist;
+
+/// Records for whose sake the rest of a segment is used; for fewer a new one is opened.
+const WORTH_A_CHUNK: usize = 32;
+
+/// Sectors that lie in two places: `old`, where the index finds them, and `new`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Move {
+    pub(super) sectors: SectorRange,
+    pub(super) old: Loc,
+    pub(super) new: Loc,
+}
+
+/// What was moved since the last checkpoint.
+#[derive(Default)]
+pub(super) struct Moves {
+    pub(super) moves: Vec<Move>,
+    /// Cold segments that take no more; they count as closed once the moves into them took effect.
+    pub(super) full: Vec<Handle>,
+    /// Keeps the handles of old places from being given to other segments before that: a place is
+    /// recognised by its handle.
+    pub(super) guards: Vec<ReadGuard>,
+}
+
+impl Moves {
+    /// Puts `older` moves, which did not take effect, back in front.
+    pub(super) fn put_back(&mut self, mut older: Self) {
+        older.moves.append(&mut self.moves);
+        older.full.append(&mut self.full);
+        older.guards.append(&mut self.guards);
+        *self = older;
+    }
+}
+
+/// The cold segment being filled.
+#[derive(Default)]
+pub(super) struct ColdStream {
+    open: Option<OpenCold>,
+}
+
+struct OpenCold {
+    key: OpenSegmentKey,
+    phys: u64,
+    handle: Handle,
+    /// The sealed segment header until the first chunk takes it along.
+    header: Option<Vec<u8>>,
+}
+
+impl ColdStream {
+    /// Records that the next chunk can hold, opening a segment when there is none with room for some.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoSpace`], [`VolumeError::Randomness`].
+    pub(super) fn room(&mut self, core: &Core) -> Result<usize, VolumeError> {
+        if let Some(open) = &self.open {
+            let fits =
+                |count| ChunkLayout::new(count, count, core.align()).chunk_len as u64 <= open.key.remaining();
+            let count = (1..=RECORDS_MAX).rev().find(|count| fits(*count)).unwrap_or(0);
+            if count >= WORTH_A_CHUNK {
+                return Ok(count);
+            }
+        }
+        self.give_up(core);
+        self.open = Some(core.open_cold()?);
+        Ok(RECORDS_MAX)
+    }
+
+    /// Goes no further in the open segment.
+    pub(super) fn give_up(&mut self, core: &Core) {
+        if let Some(open) = self.open.take() {
+            core.moves().full.push(open.handle);
+        }
+    }
+
+    /// Seals runs of sectors into one chunk and writes it. `records` holds, for each run, its plaintext with
+    /// room for the tags. Returns the place of each run.
+    ///
+    /// # Errors
+    /// The store's; the segment is given up then, since what reached the store is unknown.
+    ///
+    /// # Panics
+    /// When there are more records than [`room`](Self::room) said.
+    pub(super) async fn append(
+        &mut self,
+        core: &Core,
+        records: Vec<(SectorRange, BytesMut)>,
+    ) -> Result<Vec<Loc>, VolumeError> {
+        let open = self.open.as_mut().expect("room was asked for");
+        let mut entries = Vec::with_capacity(records.len());
+        let mut count = 0;
+        for (sectors, data) in &records {
+            let rec = u32::try_from(count).expect("at most 256");
+            entries.push(Entry { sectors: *sectors, op: Op::Write, rec });
+            count += data.len() / RECORD_LEN;
+        }
+        let layout = ChunkLayout::new(entries.len(), count, core.align());
+        let mut range = open.key.reserve(layout.chunk_len as u64).expect("no more than there is room for");
+        let offset = range.offset();
+        let places = entries
+            .iter()
+            .map(|entry| Loc::record(open.handle, offset + layout.record_offset(entry.rec) as u64))
+            .collect();
+        // No number, no chain: the chunk follows no other.
+        let header = ChunkHeader { chain: [0; TAG_LEN], durable_seq: 0, entries };
+        let head_place = range.split_front(layout.records_offset as u64);
+        let (mut head, _) = header.seal(0, count, core.align(), head_place);
+        core.count_sealed(1 + count as u64);
+        let mut parts: Vec<Bytes> = Vec::with_capacity(records.len() + 3);
+        for (sectors, mut data) in records {
+            range.split_front(data.len() as u64).seal_records(sectors.start, &mut data);
+            parts.push(data.freeze());
+        }
+        let padding = layout.chunk_len - layout.records_offset - count * RECORD_LEN;
+        if padding > 0 {
+            parts.push(Bytes::from(vec![0; padding]));
+        }
+        let crc = chunk_checksum(std::iter::once(head.as_slice()).chain(parts.iter().map(|part| &part[..])));
+        set_checksum(&mut head, crc);
+        parts.insert(0, Bytes::from(head));
+        let segment_header = open.header.take();
+        let before = segment_header.as_ref().map_or(0, Vec::len) as u64;
+        parts.splice(0..0, segment_header.map(Bytes::from));
+        let bytes: usize = parts.iter().map(Bytes::len).sum();
+        let (handle, at) = (open.handle, open.phys + offset - before);
+        if let Err(error) = write_store(&*core.store, at, parts, Persist::Volatile).await {
+            self.give_up(core);
+            return Err(error.into());
+        }
+        core.counters.moved_bytes.fetch_add(bytes as u64, std::sync::atomic::Ordering::Relaxed);
+        let end = u32::try_from(offset + layout.chunk_len as u64).expect("segments are at most 64 MiB");
+        core.segments.table_mut().set_bytes(handle, end);
+        Ok(places)
+    }
+}
+
+impl Core {
+    fn open_cold(&self) -> Result<OpenCold, VolumeError> {
+        let uid = self.uids.fresh(&self.keys)?;
+        let id = uid.uid();
+        let kind = SegmentKind::Gc;
+        let generation = Generation(self.generation.load(std::sync::atomic::Ordering::Relaxed));
+        let (handle, phys) = {
+            let mut table = self.segments.table_mut();
+            let slot = table.take_any().ok_or(VolumeError::NoSpace)?;
+            let phys = self.header.slot_offset(slot);
+            (table.add_row(new_row(kind, id, phys, self.epoch16(), generation)), phys)
+        };
+        let mut key =
+            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header.segment_bytes));
+        self.segments.remember(key.reader());
+        let header = SegmentHeader {
+            kind,
+            epoch: self.header.active_epoch,
+            volume: self.header.volume,
+            uid: id,
+            phys,
+            writer_epoch: self.writer_epoch,
+            first_log_seq: 0,
+            previous_uid: Uid::default(),
+            previous_chain: [0; TAG_LEN],
+            next_uid: Uid::default(),
+            next_phys: 0,
+            created: unix_seconds(),
+        };
+        let place = key.reserve(SEGMENT_HEADER_LEN as u64).expect("a segment is longer than its header");
+        let header = header.seal(place);
+        self.count_sealed(1);
+        Ok(OpenCold { key, phys, handle, header: Some(header) })
+    }
+}
+
+/// The parts of ascending `moves` that lie in `window`.
+pub(super) fn clip_moves(moves: &[Move], window: SectorRange) -> Vec<Move> {
+    let first = moves.partition_point(|moved| moved.sectors.end() <= window.start);
+    moves[first..]
+        .iter()
+        .take_while(|moved| moved.sectors.start < window.end())
+        .filter_map(|moved| {
+            let old = Run { sectors: moved.sectors, loc: moved.old }.clip(window)?;
+            let new = Run { sectors: moved.sectors, loc: moved.new }.clip(window)?;
+            Some(Move { sectors: old.sectors, old: old.loc, new: new.loc })
+        })
+        .collect()
+}

@@ -1,0 +1,82 @@
+//! How much room there is, and for whom (docs/FORMAT.md §11): two marks in numbers of unused slots.
+//!
+//! Below the *reclaim mark* segments are emptied. Down to the *reserve* writers may go, less what a
+//! batch of moves that is under way still needs: they are slowed to the pace at which room is made, and
+//! the last slots are for checkpoints, without which nothing is ever freed. TRIM is held up by neither.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Core;
+use super::maintain::DELTA_RUNS;
+use crate::format::page::FANOUT;
+use crate::format::table::ROW_LEN;
+use crate::geometry::SECTOR_BYTES;
+
+/// Bytes of a dense leaf on the store.
+const LEAF_BYTES: u64 = 4 << 10;
+/// Checkpoints whose pages must find room before the first of them frees anything.
+const CHECKPOINTS_AHEAD: u64 = 2;
+
+/// Slots that only checkpoints and moves may use: what two checkpoints write into the index at most, and
+/// the segments that log, index and cold stream have open.
+pub(super) fn private_reserve(slots: u64, export_bytes: u64, segment_bytes: u64) -> u64 {
+    let leaves = export_bytes.div_ceil(FANOUT as u64 * SECTOR_BYTES);
+    // A checkpoint folds the entries that start it and as many moves; inner pages are few.
+    let leaves = leaves.min(2 * DELTA_RUNS as u64);
+    let bytes = (leaves + leaves / 256 + 4) * LEAF_BYTES + slots * ROW_LEN as u64;
+    CHECKPOINTS_AHEAD * bytes.div_ceil(segment_bytes) + 4
+}
+
+/// Unused slots below which segments are emptied. What lies between this and the reserve holds what is
+/// moved, and what clients write meanwhile; more of it would be room that data cannot use.
+pub(super) fn reclaim_mark(slots: u64, export_bytes: u64, segment_bytes: u64) -> u64 {
+    let pool = (slots / 50).max(16).min((slots / 4).max(4));
+    private_reserve(slots, export_bytes, segment_bytes) + pool
+}
+
+/// The marks of an open volume.
+pub(super) struct Room {
+    reserve: u64,
+    reclaim_mark: u64,
+    /// Slots that the batch of moves under way keeps from writers.
+    kept: AtomicU64,
+}
+
+impl Room {
+    pub(super) fn new(slots: u64, export_bytes: u64, segment_bytes: u64) -> Self {
+        let reserve = private_reserve(slots, export_bytes, segment_bytes);
+        let reclaim_mark = reclaim_mark(slots, export_bytes, segment_bytes);
+        Self { reserve, reclaim_mark, kept: AtomicU64::new(0) }
+    }
+
+    pub(super) fn keep_from_writers(&self, slots: u64) {
+        self.kept.store(slots, Ordering::Relaxed);
+    }
+}
+
+impl Core {
+    /// Whether so few slots are in no use that segments must be emptied.
+    pub(super) fn space_is_low(&self) -> bool {
+        let table = self.segments.table();
+        (table.unused() + table.freed_slots() as u64) < self.room.reclaim_mark
+    }
+
+    /// Whether the log may take another slot for a write.
+    pub(super) fn writers_have_room(&self) -> bool {
+        let table = self.segments.table();
+        let kept = self.room.reserve + self.room.kept.load(Ordering::Relaxed);
+        table.available_slots() > 0 && table.unused() > kept
+    }
+
+    /// Slots that a batch of moves may fill now, at least one.
+    pub(super) fn room_for_moves(&self) -> u64 {
+        // Of the reserve, half is left to the checkpoint that frees what is emptied.
+        let unused = self.segments.table().unused();
+        unused.saturating_sub(self.room.reserve.div_ceil(2)).max(1)
+    }
+
+    /// Slots that writers may use while a batch of moves fills `moved` of them.
+    pub(super) fn room_beside(&self, moved: u64) -> u64 {
+        self.segments.table().unused().saturating_sub(self.room.reserve + moved)
+    }
+}
