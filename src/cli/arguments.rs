@@ -15,9 +15,10 @@ pub(super) use key_verbs::{
 };
 
 use super::outcome::Failure;
-use super::size::parse_size;
+use super::size::{parse_over_provisioning, parse_size};
 use crate::audit::Hash;
 use crate::cipher::Engine;
+use crate::volume::create::OverProvisioning;
 
 /// Encrypted block devices over NBD: every sector is sealed before it leaves this host.
 #[derive(Parser, Debug)]
@@ -317,6 +318,10 @@ pub(super) struct FormatOptions {
     /// Size that clients see, e.g. 10G; needed for a new file, else what fits
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub(super) size: Option<u64>,
+    /// Room for data on the store, in sizes of the volume: more makes overwriting a full volume cheaper;
+    /// from 1.15 on
+    #[arg(long, value_parser = parse_over_provisioning, default_value = "1.25", value_name = "FACTOR")]
+    pub(super) over_provisioning: OverProvisioning,
     /// A key that will open the volume; a keyfile that does not exist is made; default: the volume's slots in
     /// the configuration
     #[arg(long = "slot", value_name = "SPEC")]

@@ -133,7 +133,9 @@ impl Plan {
 }
 
 async fn plan(uri: &StoreUri, options: &FormatOptions, context: &Context) -> Result<Plan, Failure> {
-    let geometry = |size| Geometry::for_export(size).map_err(|error| wrong_size(size, &error));
+    let geometry = |size| {
+        Geometry::with_spare(size, options.over_provisioning).map_err(|error| wrong_size(size, &error))
+    };
     if let StoreUri::File(path) = uri {
         let metadata = std::fs::metadata(path).ok();
         let is_file = metadata.as_ref().is_none_or(std::fs::Metadata::is_file);
@@ -157,7 +159,8 @@ async fn plan(uri: &StoreUri, options: &FormatOptions, context: &Context) -> Res
     }
     let store = open::backend(&options.backend, Access::ReadWrite).await?.store;
     let available = store.capability().size;
-    let fitting = Geometry::for_store(available).map_err(|error| Failure::from(error).of(uri))?;
+    let fitting = Geometry::for_store(available, options.over_provisioning)
+        .map_err(|error| Failure::from(error).of(uri))?;
     let chosen = match options.size {
         None => fitting,
         Some(size) if size <= fitting.export_bytes => geometry(size)?,

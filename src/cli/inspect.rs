@@ -173,11 +173,13 @@ pub(super) async fn status(options: &StatusOptions, context: &Context) -> Result
     let access = if options.slots.is_empty() { Access::Inspect } else { Access::ReadOnly };
     let backend = open::backend(&options.backend.backend, access).await?;
     // A status is told without the server's, too.
-    let serving = match serving(&backend, context).await {
+    let mut serving = match serving(&backend, context).await {
         Ok(Some(mut server)) => server.status().await.ok(),
         _ => None,
     };
-    let (header, volume) = if options.slots.is_empty() {
+    // What the server says of the volume is newer than what stands on the store.
+    let served = serving.as_mut().and_then(|server| server.volume.take()).map(|volume| *volume);
+    let (header, opened) = if options.slots.is_empty() {
         (backend.header(context).await?.claimed().clone(), None)
     } else {
         let managers = context.managers(&options.slots, Purpose::Unlock)?;
@@ -196,9 +198,9 @@ pub(super) async fn status(options: &StatusOptions, context: &Context) -> Result
         header_generation: header.generation,
         keyslots: header.keyslots.iter().flatten().count(),
         keys: KeyAges::of(&context.registry, &header, configured.and_then(|volume| volume.rotate_kek)),
-        authenticated: volume.is_some(),
+        authenticated: opened.is_some(),
         serving,
-        volume,
+        volume: served.or(opened),
     };
     context.output.result(&report, || prose(&report));
     Ok(ExitCode::SUCCESS)
@@ -227,18 +229,35 @@ fn prose(report: &StatusReport) -> String {
         return text;
     };
     let space = &volume.space;
+    let slots = space.slots * space.segment_bytes;
     text.push_str(&format!(
-        "root               {}\nsessions           {}\nlast chunk         {}\nsegments           {} of {}, {} free\n\
-         live data          {}\ndead data          {}\nindex              {}\n",
-        volume.root_generation,
-        volume.writer_epoch,
-        volume.log_seq,
+        "root               {}\nsessions           {}\nlast chunk         {}\n",
+        volume.root_generation, volume.writer_epoch, volume.log_seq
+    ));
+    text.push_str(&format!(
+        "segments           {} of {}, {} free ({} kept back), {:.2} times the size\n",
         space.slots,
         show_size(space.segment_bytes),
         space.free_slots,
+        space.reserve_slots,
+        slots as f64 / volume.export_bytes as f64,
+    ));
+    text.push_str(&format!(
+        "live data          {}\ndead data          {}\nindex              {}\n",
         show_size(space.live_bytes),
         show_size(space.dead_bytes),
         show_size(space.index_bytes),
     ));
+    if space.reclaim_debt_bytes > 0 {
+        text.push_str(&format!("to be moved        {}\n", show_size(space.reclaim_debt_bytes)));
+    }
+    if let Some(amplification) = volume.write_amplification {
+        text.push_str(&format!(
+            "written            {} by clients, {amplification:.2} times that to the store ({} index, {} moved)\n",
+            show_size(volume.bytes_written),
+            show_size(volume.index_bytes_written),
+            show_size(volume.moved_bytes_written),
+        ));
+    }
     text
 }

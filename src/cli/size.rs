@@ -1,5 +1,7 @@
 //! Sizes as people write them, binary throughout.
 
+use crate::volume::create::OverProvisioning;
+
 const UNITS: [(&str, u32); 5] = [("K", 10), ("M", 20), ("G", 30), ("T", 40), ("P", 50)];
 
 /// Reads `4096`, `512M`, `10G`, `1.5TiB`: a number and an optional binary unit, with or without `iB`.
@@ -32,6 +34,20 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// Reads `1.25`: how much room data has, in sizes of the volume.
+///
+/// # Errors
+/// As [`parse_size`].
+pub(super) fn parse_over_provisioning(text: &str) -> Result<OverProvisioning, String> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |part: &str| part.len() <= 2 && part.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) {
+        return Err("not a factor; examples: 1.25, 1.5, 2".to_owned());
+    }
+    let hundredths = format!("{whole}{fraction:0<2}").parse().map_err(|_| "not a factor".to_owned())?;
+    OverProvisioning::hundredths(hundredths).ok_or_else(|| "a factor from 1.15 to 4".to_owned())
+}
+
 /// Writes a size for people.
 pub(super) fn show_size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
@@ -49,6 +65,20 @@ mod tests {
         assert_eq!(parse_size("16t"), Ok(16 << 40));
         for bad in ["", "G", "-1", "1X", "99999999999999P", "1.0000001G", "..", "1e9"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_factor_has_two_places_at_most_and_is_from_1_15_to_4() {
+        for (text, hundredths) in [("1.25", 125), ("1.5", 150), ("2", 200), ("1.15", 115), ("4.00", 400)] {
+            assert_eq!(
+                parse_over_provisioning(text).ok(),
+                OverProvisioning::hundredths(hundredths),
+                "{text}"
+            );
+        }
+        for bad in ["", ".5", "1.14", "4.01", "1.255", "-2", "1.2x", "+1.5", "1,25", "9999"] {
+            assert!(parse_over_provisioning(bad).is_err(), "{bad}");
         }
     }
 }

@@ -9,6 +9,8 @@ use std::io;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::volume::VolumeStatus;
+
 /// Longest line: a header of 64 KiB in base64 has 87,384 characters.
 pub const LINE_BYTES_MAX: u64 = 128 << 10;
 /// Version of the protocol.
@@ -75,7 +77,7 @@ pub enum Done {
 }
 
 /// How a volume is served.
-#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct Status {
     /// The volume.
@@ -92,6 +94,9 @@ pub struct Status {
     pub since: u64,
     /// Requests that wait for a resume.
     pub parked: u64,
+    /// Figures of the volume; absent while it is not open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Box<VolumeStatus>>,
 }
 
 /// Whether requests are answered.

@@ -212,6 +212,7 @@ impl Subject {
             state: self.state(),
             since,
             parked: self.gate.parked() as u64,
+            volume: self.gate.volume().ok().map(|volume| Box::new(volume.status())),
         }
     }
 

@@ -39,13 +39,46 @@ pub struct Geometry {
     pub slots: u64,
 }
 
+/// How much more data the segments of a volume hold than its clients can write, in hundredths
+/// (docs/FORMAT.md §11). More of it makes overwriting cheaper; the reserve comes on top.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OverProvisioning(u32);
+
+impl OverProvisioning {
+    /// 1.15: below that, a full volume under random overwrites moves more than five sectors for each
+    /// one written.
+    pub const MIN: Self = Self(115);
+    /// 1.25.
+    pub const DEFAULT: Self = Self(125);
+    /// 4.
+    pub const MAX: Self = Self(400);
+
+    /// That many hundredths, from [`MIN`](Self::MIN) to [`MAX`](Self::MAX).
+    #[must_use]
+    pub fn hundredths(hundredths: u32) -> Option<Self> {
+        (Self::MIN.0..=Self::MAX.0).contains(&hundredths).then_some(Self(hundredths))
+    }
+
+    fn of(self, segments: u64) -> u64 {
+        (segments * u64::from(self.0)).div_ceil(100)
+    }
+}
+
 impl Geometry {
-    /// The geometry of a volume whose clients see `export_bytes`: 1.25 times the segments that its
-    /// data fills (docs/FORMAT.md §11), the private reserve, and room for the index.
+    /// The geometry of a volume whose clients see `export_bytes`, with the default over-provisioning.
+    ///
+    /// # Errors
+    /// As [`Geometry::with_spare`].
+    pub fn for_export(export_bytes: u64) -> Result<Self, VolumeError> {
+        Self::with_spare(export_bytes, OverProvisioning::DEFAULT)
+    }
+
+    /// The geometry of a volume whose clients see `export_bytes`: `spare` times the segments that its
+    /// data fills (docs/FORMAT.md §11), room for the index, and the slots that reclaim works in.
     ///
     /// # Errors
     /// [`VolumeError::Refused`] when the size is no multiple of 4096 or out of bounds.
-    pub fn for_export(export_bytes: u64) -> Result<Self, VolumeError> {
+    pub fn with_spare(export_bytes: u64, spare: OverProvisioning) -> Result<Self, VolumeError> {
         if !export_bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(VolumeError::Refused(format!("size {export_bytes} is not a multiple of 4096")));
         }
@@ -58,9 +91,9 @@ impl Geometry {
         let full = (export_bytes / SECTOR_BYTES).div_ceil(records_per_segment(segment_bytes));
         // Dense leaves are 1/512 of the data; two generations of them, and the log's own segments.
         let index = (export_bytes / 256).div_ceil(segment_bytes.into()) + 4;
-        let with_spare = full + full.div_ceil(4) + index;
-        let spare = reclaim_mark(with_spare, export_bytes, segment_bytes.into()) + with_spare / 100;
-        Ok(Self { export_bytes, segment_bytes, slots: with_spare + spare })
+        let data = spare.of(full) + index;
+        let slots = data + reclaim_mark(data, export_bytes, segment_bytes.into()) + data / 100;
+        Ok(Self { export_bytes, segment_bytes, slots })
     }
 
     /// Bytes that the store must have.
@@ -73,13 +106,15 @@ impl Geometry {
     ///
     /// # Errors
     /// [`VolumeError::StoreTooSmall`].
-    pub fn for_store(store_bytes: u64) -> Result<Self, VolumeError> {
+    pub fn for_store(store_bytes: u64, spare: OverProvisioning) -> Result<Self, VolumeError> {
         let too_small = |_| {
-            let needed = Self::for_export(EXPORT_BYTES_MIN).map_or(u64::MAX, |least| least.store_bytes());
+            let needed =
+                Self::with_spare(EXPORT_BYTES_MIN, spare).map_or(u64::MAX, |least| least.store_bytes());
             VolumeError::StoreTooSmall { found: store_bytes, needed }
         };
-        let fits =
-            |export| Self::for_export(export).is_ok_and(|geometry| geometry.store_bytes() <= store_bytes);
+        let fits = |export| {
+            Self::with_spare(export, spare).is_ok_and(|geometry| geometry.store_bytes() <= store_bytes)
+        };
         let (mut good, mut bad) =
             (EXPORT_BYTES_MIN, EXPORT_BYTES_MAX.min(store_bytes).max(EXPORT_BYTES_MIN) + (1 << 20));
         if !fits(good) {
@@ -92,7 +127,7 @@ impl Geometry {
             }
             *(if fits(middle) { &mut good } else { &mut bad }) = middle;
         }
-        Self::for_export(good)
+        Self::with_spare(good, spare)
     }
 }
 

@@ -233,6 +233,21 @@ impl Core {
         found.into_iter().map(|(_, handle, row)| (handle, row)).collect()
     }
 
+    /// Live bytes that have to be moved before `free` slots become as many as the reclaim mark wants.
+    pub(super) fn reclaim_debt(&self, free: u64) -> u64 {
+        let segment = u64::from(self.header.segment_bytes);
+        let mut wanted = self.room.reclaim_mark().saturating_sub(free) * segment;
+        let mut debt = 0;
+        for (_, row) in self.victims(&HashSet::new()) {
+            if wanted == 0 {
+                break;
+            }
+            debt += u64::from(row.live);
+            wanted = wanted.saturating_sub(segment - u64::from(row.live));
+        }
+        debt
+    }
+
     /// Every run of records that the chunks of a segment say they hold.
     async fn written_in(&self, handle: Handle, row: &Row) -> Result<Vec<Run>, VolumeError> {
         let key = self.segments.key(row.kind, row.uid);

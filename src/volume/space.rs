@@ -49,6 +49,14 @@ impl Room {
         Self { reserve, reclaim_mark, kept: AtomicU64::new(0) }
     }
 
+    pub(super) fn reserve(&self) -> u64 {
+        self.reserve
+    }
+
+    pub(super) fn reclaim_mark(&self) -> u64 {
+        self.reclaim_mark
+    }
+
     pub(super) fn keep_from_writers(&self, slots: u64) {
         self.kept.store(slots, Ordering::Relaxed);
     }

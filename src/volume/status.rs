@@ -6,7 +6,7 @@ use super::{OpenMode, Volume};
 use crate::format::segment::SegmentKind;
 
 /// Figures of an open volume.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct VolumeStatus {
     /// Bytes that clients see.
     pub export_bytes: u64,
@@ -22,8 +22,14 @@ pub struct VolumeStatus {
     pub space: SpaceStatus,
     /// Client bytes written since open.
     pub bytes_written: u64,
-    /// Log and index bytes written to the store since open.
+    /// Bytes written to the store since open: log, index and moved sectors.
     pub store_bytes_written: u64,
+    /// Of these, index.
+    pub index_bytes_written: u64,
+    /// Of these, sectors that were moved to get space back.
+    pub moved_bytes_written: u64,
+    /// Bytes written to the store for each byte that clients wrote since open; absent before they did.
+    pub write_amplification: Option<f64>,
     /// Sectors that did not authenticate since open.
     pub authentication_failures: u64,
     /// Messages sealed under the active key, counted up front.
@@ -31,14 +37,20 @@ pub struct VolumeStatus {
 }
 
 /// Use of the store, in segments and bytes.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct SpaceStatus {
     /// Bytes of a segment.
     pub segment_bytes: u64,
     /// Segments that fit.
     pub slots: u64,
-    /// Segments in no use.
+    /// Segments in no use, or about to be.
     pub free_slots: u64,
+    /// Below so many free ones, segments that are dead in part are emptied.
+    pub reclaim_below_slots: u64,
+    /// Writers wait before fewer than so many are free.
+    pub reserve_slots: u64,
+    /// Live bytes that have to be moved before as many are free as there should be.
+    pub reclaim_debt_bytes: u64,
     /// Bytes of client data that the last root needs.
     pub live_bytes: u64,
     /// Bytes in log segments that nothing needs any more.
@@ -57,6 +69,9 @@ impl Volume {
             segment_bytes: core.header.segment_bytes.into(),
             slots: core.header.slots,
             free_slots: 0,
+            reclaim_below_slots: core.room.reclaim_mark(),
+            reserve_slots: core.room.reserve(),
+            reclaim_debt_bytes: 0,
             live_bytes: 0,
             dead_bytes: 0,
             index_bytes: 0,
@@ -74,7 +89,12 @@ impl Volume {
                 }
             }
         }
+        space.reclaim_debt_bytes = core.reclaim_debt(space.free_slots);
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let index_bytes_written = count(&core.counters.index_bytes);
+        let moved_bytes_written = count(&core.counters.moved_bytes);
+        let store_bytes_written = count(&core.counters.log_bytes) + index_bytes_written + moved_bytes_written;
+        let bytes_written = count(&core.counters.bytes_written);
         VolumeStatus {
             export_bytes: core.header.export_bytes,
             read_only: core.mode == OpenMode::ReadOnly,
@@ -82,8 +102,12 @@ impl Volume {
             writer_epoch: core.writer_epoch,
             log_seq,
             space,
-            bytes_written: count(&core.counters.bytes_written),
-            store_bytes_written: count(&core.counters.log_bytes) + count(&core.counters.index_bytes),
+            bytes_written,
+            store_bytes_written,
+            index_bytes_written,
+            moved_bytes_written,
+            write_amplification: (bytes_written > 0)
+                .then(|| store_bytes_written as f64 / bytes_written as f64),
             authentication_failures: count(&core.counters.authentication_failures),
             sealed_messages: count(&core.counters.sealed_messages),
         }
