@@ -92,7 +92,7 @@ impl Geometry {
         // Dense leaves are 1/512 of the data; two generations of them, and the log's own segments.
         let index = (export_bytes / 256).div_ceil(segment_bytes.into()) + 4;
         let data = spare.of(full) + index;
-        let slots = data + reclaim_mark(data, export_bytes, segment_bytes.into()) + data / 100;
+        let slots = data + reclaim_mark(data, export_bytes, segment_bytes.into()) + data / 50;
         Ok(Self { export_bytes, segment_bytes, slots })
     }
 

@@ -17,7 +17,7 @@ use super::delta::Run;
 use super::error::store_to_export;
 use super::io::write_store;
 use super::maintain::DELTA_RUNS_MAX;
-use super::queue::{Chunk, Completion, Health, IN_FLIGHT_MAX, Part};
+use super::queue::{Chunk, Completion, Health, Part};
 use super::tail::{OpenLog, Tail};
 use super::{Core, VolumeError};
 use crate::cipher::SealRange;
@@ -94,7 +94,7 @@ impl Core {
         let open = current.as_mut().expect("make_room opened a segment");
         let mut queue = self.queue();
         queue.leader = false;
-        if !matches!(queue.health, Health::Good) || queue.in_flight.len() >= IN_FLIGHT_MAX {
+        if !matches!(queue.health, Health::Good) || !queue.takes_another() {
             return None;
         }
         let parts = take_parts(&mut queue.waiting, open.key.remaining(), self.align(), data_fits);

@@ -130,7 +130,7 @@ impl Core {
         if !stalled && !reclaimer.is_going() && needless {
             return Next::Wait;
         }
-        if stalled && !rounds.rooted {
+        if stalled && !rounds.rooted && !reclaimer.is_going() {
             // What is dead already needs no moving.
             rounds.rooted = true;
             return self.roots(stalled).await;

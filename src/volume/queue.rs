@@ -18,7 +18,12 @@ use crate::payload::RECORD_LEN;
 
 /// Chunks being written at once (docs/FORMAT.md §8): enough to hide the latency of a store; more would
 /// only make groups smaller.
-pub(super) const IN_FLIGHT_MAX: usize = 4;
+const IN_FLIGHT_MAX: usize = 4;
+/// The same for small chunks, which are padded to whole blocks: what comes in while two are being written
+/// makes one larger chunk instead of two more.
+const SMALL_IN_FLIGHT_MAX: usize = 2;
+/// Records from which on padding costs little.
+const SMALL_BELOW: usize = 16;
 
 /// A change on its way into the log.
 pub(super) struct Part {
@@ -191,10 +196,17 @@ impl Queue {
         let now = !self.leader
             && !self.stalled
             && !self.waiting.is_empty()
-            && self.in_flight.len() < IN_FLIGHT_MAX
+            && self.takes_another()
             && matches!(self.health, Health::Good);
         self.leader |= now;
         now
+    }
+
+    /// Whether a chunk of what waits may be written beside those that are.
+    pub(super) fn takes_another(&self) -> bool {
+        let records = || self.waiting.iter().take(SMALL_BELOW).map(|part| part.records.len() / RECORD_LEN);
+        self.in_flight.len() < SMALL_IN_FLIGHT_MAX
+            || self.in_flight.len() < IN_FLIGHT_MAX && records().sum::<usize>() >= SMALL_BELOW
     }
 
     /// Takes everything that waits, to be told of a failure.

@@ -181,11 +181,11 @@ impl Reclaimer {
 }
 
 impl Batch {
-    /// Slots that writers must leave alone: those still to be filled, and of the others a part, so that
-    /// writers come to the end of their room when the batch does.
+    /// Slots that writers must leave alone: those still to be filled, and of the others a part. When the
+    /// batch ends half of theirs is left, for the time until the roots behind it are written.
     fn kept(&self) -> u64 {
         let (left, total) = (self.candidates.len() as u64, self.total.max(1) as u64);
-        (self.moves * left).div_ceil(total) + self.beside * left / total
+        (self.moves * left).div_ceil(total) + self.beside * (total + left) / (2 * total)
     }
 }
 
@@ -210,8 +210,8 @@ impl Core {
         (room * RECORDS_MAX / chunk) as u64
     }
 
-    /// The segments that may be emptied, the best first. The score is what emptying one gains, times its
-    /// age, by what it costs (docs/FORMAT.md §11): an old segment will hardly get emptier by itself.
+    /// The segments that may be emptied, the best first. The score is what emptying one gains, times the root
+    /// of its age, by what it costs (docs/FORMAT.md §11): an old segment will hardly get emptier by itself.
     fn victims(&self, damaged: &HashSet<Uid>) -> Vec<(Handle, Row)> {
         let in_log: HashSet<Handle> = self.tail().segments.iter().copied().collect();
         let now = self.generation.load(std::sync::atomic::Ordering::Relaxed);
@@ -312,12 +312,15 @@ impl Core {
     }
 }
 
-/// (1 - u) · age / (1 + u), with u the part of the segment that is live; in parts of 2^16.
+/// (1 - u) · √age / (1 + u), with u the part of the segment that is live, and age in roots.
+///
+/// The root of the age, not the age: nearly as good where some sectors are written more often than others,
+/// and no worse than choosing the emptiest where all are written alike.
 fn score(row: &Row, now: u64, segment: u64) -> u64 {
     let live = u64::from(row.live).min(segment);
     // Birth is kept modulo 2^32; whoever is older than that is old enough.
-    let age = (now.wrapping_sub(row.birth.into()) & 0xffff_ffff).clamp(1, 1 << 16);
-    (((segment - live) << 16) / (segment + live)).saturating_mul(age)
+    let age = (now.wrapping_sub(row.birth.into()) & 0xffff_ffff).max(1);
+    (((segment - live) << 16) / (segment + live)).saturating_mul((age << 8).isqrt())
 }
 
 const _: () = assert!(RECORDS_MAX <= ENTRIES_MAX, "every record of a cold chunk may be an entry of its own");
