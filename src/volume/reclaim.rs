@@ -324,3 +324,6 @@ fn score(row: &Row, now: u64, segment: u64) -> u64 {
 }
 
 const _: () = assert!(RECORDS_MAX <= ENTRIES_MAX, "every record of a cold chunk may be an entry of its own");
+
+#[cfg(test)]
+mod tests;

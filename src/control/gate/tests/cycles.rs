@@ -51,9 +51,8 @@ async fn write(gate: Arc<Gate>, writer: u64, seed: u64, end: watch::Receiver<boo
 async fn two_hundred_suspensions_under_load_fail_no_request_and_lose_nothing() {
     let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos();
     let seed = std::env::var("SEALBD_TEST_SEED").map_or(nanos.into(), |seed| seed.parse().unwrap());
-    // Every session begins segments of its own, and few of them are ever full.
-    let store = format(512 << 20).await;
-    let gate = open_as(store.clone(), OpenMode::ReadWrite).await;
+    // A small volume: every session begins segments of its own, and few of them are ever full.
+    let (store, gate) = running().await;
     let (end, ended) = watch::channel(false);
     let writers: Vec<_> =
         (0..WRITERS).map(|writer| tokio::spawn(write(gate.clone(), writer, seed, ended.clone()))).collect();

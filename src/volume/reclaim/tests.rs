@@ -1,0 +1,259 @@
+//! What clients and space may rely on while sectors are moved.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keymgmt::keyfile::Keyfile;
+use keymgmt::secret::Secret32;
+
+use super::*;
+use crate::cipher::Engine;
+use crate::export::{Durability, Export, ExportError};
+use crate::geometry::{ByteRange, SECTOR_BYTES};
+use crate::payload::Payload;
+use crate::store::SlotStore;
+use crate::store::memory::MemoryStore;
+use crate::volume::create::{Geometry, NewVolume, OverProvisioning};
+use crate::volume::unlock::read_header;
+use crate::volume::{OpenMode, Volume};
+
+const SIZE: u64 = 32 << 20;
+const SECTORS: u64 = SIZE / SECTOR_BYTES;
+
+/// How long anything here may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+async fn fresh(size: u64, spare: OverProvisioning) -> Volume {
+    let geometry = Geometry::with_spare(size, spare).unwrap();
+    let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
+    let manager = || Keyfile::from_secret(Secret32::take(&mut [7; 32]));
+    let mut new = NewVolume::prepare(geometry, 4096, "reclaim", Engine::default()).unwrap();
+    new.add_key(&manager(), 0).await.unwrap();
+    new.write(store.clone()).await.unwrap();
+    let header = read_header(&*store).await.unwrap();
+    let unlocked = header.unlock(Engine::default(), &[Box::new(manager()) as _]).await.unwrap();
+    Volume::open(store as Arc<dyn SlotStore>, unlocked, OpenMode::ReadWrite).await.unwrap()
+}
+
+fn sectors(volume: &Volume, lba: u64, count: u64) -> ByteRange {
+    let size = volume.core.header.export_bytes;
+    ByteRange::within(lba * SECTOR_BYTES, count * SECTOR_BYTES, size).unwrap()
+}
+
+async fn write(volume: &Volume, lba: u64, fill: u8) -> Result<(), ExportError> {
+    let payload = Payload::copy_of(sectors(volume, lba, 1), &[fill; SECTOR_LEN]);
+    volume.write(payload, Durability::Accepted).await
+}
+
+async fn fill_of(volume: &Volume, lba: u64) -> u8 {
+    let mut sector = [0xee; SECTOR_LEN];
+    volume.read(sectors(volume, lba, 1), &mut sector).await.unwrap();
+    assert!(sector.iter().all(|byte| *byte == sector[0]), "one write fills a sector");
+    sector[0]
+}
+
+/// Every other sector written again, so that the segments of the first writing are half dead.
+async fn half_dead(spare: OverProvisioning) -> Volume {
+    let volume = fresh(SIZE, spare).await;
+    for lba in 0..SECTORS {
+        write(&volume, lba, 1).await.unwrap();
+    }
+    for lba in (0..SECTORS).step_by(2) {
+        write(&volume, lba, 2).await.unwrap();
+    }
+    volume.checkpoint().await.unwrap();
+    volume
+}
+
+async fn clean(volume: &Volume) {
+    let report = volume.check(true, |_| ()).await.unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
+
+/// Moves a whole batch without a checkpoint; the number of sectors moved.
+async fn batch(volume: &Volume) -> u64 {
+    let mut reclaimer = Reclaimer::default();
+    while reclaimer.step(&volume.core).await.unwrap() == Step::Going {}
+    volume.core.moves().moves.iter().map(|moved| moved.sectors.count).sum()
+}
+
+#[tokio::test]
+async fn a_batch_empties_segments_and_everything_reads_as_before() {
+    let volume = half_dead(OverProvisioning::MAX).await;
+    let before = volume.status().space;
+    assert!(batch(&volume).await > 1000);
+    volume.checkpoint().await.unwrap();
+    volume.core.root_again().await.unwrap();
+    let after = volume.status().space;
+    assert!(after.free_slots > before.free_slots, "{before:?} {after:?}");
+    assert_eq!(after.live_bytes, before.live_bytes);
+    for lba in 0..SECTORS {
+        assert_eq!(fill_of(&volume, lba).await, if lba % 2 == 0 { 2 } else { 1 });
+    }
+    clean(&volume).await;
+}
+
+#[tokio::test]
+async fn a_write_between_a_move_and_its_checkpoint_is_never_undone() {
+    let volume = half_dead(OverProvisioning::MAX).await;
+    assert!(batch(&volume).await > 0);
+    let moved: Vec<_> = volume.core.moves().moves.iter().map(|moved| moved.sectors.start.0).collect();
+    let rewritten: Vec<_> = moved.iter().copied().step_by(3).collect();
+    for lba in &rewritten {
+        write(&volume, *lba, 3).await.unwrap();
+    }
+    let trimmed = *moved.iter().find(|lba| !rewritten.contains(lba)).unwrap();
+    volume.trim(sectors(&volume, trimmed, 1), Durability::Accepted).await.unwrap();
+    volume.checkpoint().await.unwrap();
+    for lba in &moved {
+        let fill = fill_of(&volume, *lba).await;
+        let expected = if rewritten.contains(lba) {
+            3
+        } else if *lba == trimmed {
+            0
+        } else {
+            2 - u8::from(lba % 2 == 1)
+        };
+        assert_eq!(fill, expected, "sector {lba}");
+    }
+    clean(&volume).await;
+}
+
+#[tokio::test]
+async fn a_place_that_a_move_came_from_is_nobody_elses_before_it_took_effect() {
+    let volume = half_dead(OverProvisioning::MAX).await;
+    assert!(batch(&volume).await > 0);
+    // What was moved out of one segment is written anew, which frees it, with many roots that could give its
+    // handle away; but the moves are kept back.
+    let moves = std::mem::take(&mut *volume.core.moves());
+    let old = moves.moves[0].old.handle().unwrap();
+    let moved: Vec<_> = moves
+        .moves
+        .iter()
+        .filter(|moved| moved.old.handle() == Some(old))
+        .flat_map(|moved| moved.sectors.start.0..moved.sectors.end().0)
+        .collect();
+    for lba in &moved {
+        write(&volume, *lba, 6).await.unwrap();
+    }
+    for lba in 0..64 {
+        volume.checkpoint().await.unwrap();
+        volume.core.root_again().await.unwrap();
+        write(&volume, 2 * lba, 6).await.unwrap();
+    }
+    assert!(volume.core.segments.table().rows().all(|(handle, _)| handle != old));
+    *volume.core.moves() = moves;
+    volume.checkpoint().await.unwrap();
+    for lba in moved {
+        assert_eq!(fill_of(&volume, lba).await, 6);
+    }
+    clean(&volume).await;
+}
+
+#[tokio::test]
+async fn moves_that_never_took_effect_leave_nothing_behind() {
+    let volume = half_dead(OverProvisioning::MAX).await;
+    let before = volume.status().space;
+    assert!(batch(&volume).await > 0);
+    for lba in 0..SECTORS {
+        write(&volume, lba, 9).await.unwrap();
+    }
+    for _ in 0..3 {
+        volume.checkpoint().await.unwrap();
+        volume.core.root_again().await.unwrap();
+    }
+    let after = volume.status().space;
+    assert_eq!(after.live_bytes, before.live_bytes);
+    assert!(after.free_slots >= before.free_slots, "{before:?} {after:?}");
+    clean(&volume).await;
+}
+
+/// Writers once got "no space" while freed slots only waited for a reader to end.
+#[tokio::test]
+async fn writers_wait_for_a_slow_reader_and_are_not_told_that_there_is_no_space() {
+    let volume = half_dead(OverProvisioning::DEFAULT).await;
+    let reader = volume.core.segments.table().guard();
+    let writer = {
+        let volume = volume.clone();
+        tokio::spawn(async move {
+            for round in 0..4 {
+                for lba in 0..SECTORS {
+                    write(&volume, lba, 10 + round).await?;
+                }
+            }
+            Ok::<(), ExportError>(())
+        })
+    };
+    let waits = async {
+        while !volume.core.queue().stalled || !volume.core.segments.table().waits_for_readers() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waits).await.expect("the writer comes to where the reader is in its way");
+    assert!(!writer.is_finished());
+    drop(reader);
+    tokio::time::timeout(DEADLINE, writer).await.expect("it goes on").unwrap().unwrap();
+    clean(&volume).await;
+}
+
+#[tokio::test]
+async fn trim_is_not_held_up_by_writes_that_wait_for_room() {
+    let volume = half_dead(OverProvisioning::DEFAULT).await;
+    let reader = volume.core.segments.table().guard();
+    let writers: Vec<_> = (0..64)
+        .map(|writer| {
+            let volume = volume.clone();
+            tokio::spawn(async move {
+                for round in 0..3 {
+                    for lba in (writer..SECTORS).step_by(64) {
+                        write(&volume, lba, 20 + round).await?;
+                    }
+                }
+                Ok::<(), ExportError>(())
+            })
+        })
+        .collect();
+    let waits = async {
+        while !volume.core.queue().stalled || !volume.core.segments.table().waits_for_readers() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waits).await.expect("writers come to where the reader is in their way");
+    let trimmed = sectors(&volume, 0, 512);
+    tokio::time::timeout(DEADLINE, volume.trim(trimmed, Durability::Durable))
+        .await
+        .expect("at once")
+        .unwrap();
+    assert!(writers.iter().any(|writer| !writer.is_finished()));
+    drop(reader);
+    for writer in writers {
+        tokio::time::timeout(DEADLINE, writer).await.expect("they go on").unwrap().unwrap();
+    }
+    clean(&volume).await;
+}
+
+/// Index segments with a page or two that were still needed were once kept for ever.
+#[tokio::test]
+async fn index_segments_with_few_needed_pages_are_emptied() {
+    let volume = fresh(16 << 30, OverProvisioning::DEFAULT).await;
+    let leaves = (16 << 30) / SECTOR_BYTES / 512;
+    // Each checkpoint writes some pages that stay, among many that the next one writes again.
+    for round in 0..40u64 {
+        for leaf in 0..400 {
+            let stays = leaf < 8;
+            let leaf = if stays { leaves / 2 + round * 8 + leaf } else { leaf };
+            for extent in 0..4 {
+                write(&volume, leaf * 512 + extent * 7, u8::try_from(round).unwrap() + 1).await.unwrap();
+            }
+        }
+        volume.checkpoint().await.unwrap();
+    }
+    let rows = |volume: &Volume| {
+        let table = volume.core.segments.table();
+        table.rows().filter(|(_, row)| row.kind == SegmentKind::Index).count() as u64
+    };
+    let (segments, space) = (rows(&volume), volume.status().space);
+    let needed = space.index_bytes.div_ceil(space.segment_bytes);
+    assert!(segments <= needed + 12, "{segments} index segments for what {needed} hold");
+    clean(&volume).await;
+}
