@@ -2,7 +2,9 @@
 //! writers that need slots.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::queue::{Health, Queue};
 use super::{Core, VolumeError};
