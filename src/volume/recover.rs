@@ -70,7 +70,7 @@ impl Volume {
         keys: Arc<VolumeKeys>,
         mode: OpenMode,
     ) -> Result<Self, VolumeError> {
-        Self::open_in(Surroundings::system(host_id()), store, header, keys, mode).await
+        Box::pin(Self::open_in(Surroundings::system(host_id()), store, header, keys, mode)).await
     }
 
     /// As [`open_authentic`](Self::open_authentic), for a session in `surroundings`, which no other session

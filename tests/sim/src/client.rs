@@ -1,11 +1,13 @@
 //! One request of a client against an open volume, and what came of it.
 
+use std::fmt;
+
 use sealbd::export::{Durability, Export, ExportError, ZeroMode};
 use sealbd::geometry::ByteRange;
 use sealbd::payload::Payload;
 use sealbd::volume::{Volume, VolumeError};
 
-use crate::content::{OpId, fill};
+use crate::content::{OpId, UNIT, fill};
 use crate::oracle::Time;
 
 /// What a client asks for.
@@ -30,6 +32,15 @@ pub(crate) enum Refusal {
     Other(String),
     /// It was answered well, and what it says cannot be.
     Wrong(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ShuttingDown => f.write_str("it is shutting down"),
+            Self::NoSpace(text) | Self::Other(text) | Self::Wrong(text) => f.write_str(text),
+        }
+    }
 }
 
 /// A request with its answer.
@@ -116,7 +127,7 @@ pub(crate) async fn read(volume: &Volume, range: ByteRange) -> Result<Vec<u8>, R
     for zeros in volume.read(range, &mut buf).await? {
         let at = usize::try_from(zeros.offset() - range.offset()).expect("in memory");
         let len = usize::try_from(zeros.len()).expect("in memory");
-        if buf[at..at + len].iter().any(|byte| *byte != 0) {
+        if buf[at..at + len].chunks(UNIT).any(|unit| *unit != [0; UNIT][..unit.len()]) {
             return Err(Refusal::Wrong(format!("a range said to be zeros is not: {zeros:?}")));
         }
     }

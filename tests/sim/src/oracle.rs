@@ -206,7 +206,12 @@ impl Oracle {
     }
 
     /// When the requests were issued that explain `value`, given which others took effect; 0 for the base.
-    fn explanations(&self, at: usize, value: Value, applied: impl Fn(&Op) -> bool) -> impl Iterator<Item = Time> {
+    fn explanations(
+        &self,
+        at: usize,
+        value: Value,
+        applied: impl Fn(&Op) -> bool,
+    ) -> impl Iterator<Item = Time> {
         let entries = &self.changes[at / SECTOR_UNITS];
         let bit = 1u8 << (at % SECTOR_UNITS);
         let over = move |answered: Time| {

@@ -134,7 +134,8 @@ impl Step {
 fn trouble_of(profile: Profile, dice: &mut Dice) -> Action {
     match profile {
         Profile::Failing => {
-            let operation = dice.pick(&[Operation::Read, Operation::Write, Operation::Write, Operation::Sync]);
+            let operation =
+                dice.pick(&[Operation::Read, Operation::Write, Operation::Write, Operation::Sync]);
             Action::Fail { operation, count: dice.pick(&[1, 1, 2, 5]) }
         }
         Profile::Hostile if dice.one_in(6) => Action::RollBackUnder,

@@ -31,6 +31,8 @@ pub(crate) struct Watch {
     homes: HashMap<[u8; 16], (u32, u64)>,
     /// The newest durable root and the one before.
     roots: [Option<Slots>; 2],
+    /// A root on its way into the ring.
+    coming: Option<Slots>,
     /// Sessions that wrote a root.
     claimed: Vec<u32>,
     /// Whether what roots say of slots binds anybody.
@@ -56,6 +58,7 @@ impl Watch {
     pub(crate) fn detach(&mut self) {
         self.volume = None;
         self.roots = [None, None];
+        self.coming = None;
     }
 
     /// The first rule that was broken, once.
@@ -101,12 +104,18 @@ impl Watch {
             self.begins(session, slot, uid, bytes[10]);
         }
         let Some(uid) = self.opened.get(&(session, slot)).copied() else {
-            return self.report("I3 (R2)", format!("session {session} goes on in slot {slot}, which it did not open"));
+            return self.report(
+                "I3 (R2)",
+                format!("session {session} goes on in slot {slot}, which it did not open"),
+            );
         };
         for (index, block) in (within / align..).zip(bytes.chunks(usize::try_from(align).expect("4096"))) {
             let print = crc32c::crc32c(block);
             if *self.blocks.entry((uid, index)).or_insert(print) != print {
-                let what = format!("slot {slot}, byte {} of its segment: sealed twice with different bytes", index * align);
+                let what = format!(
+                    "slot {slot}, byte {} of its segment: sealed twice with different bytes",
+                    index * align
+                );
                 return self.report("I3", what);
             }
         }
@@ -124,7 +133,8 @@ impl Watch {
         if let Some(root) = newest.filter(|_| kind == SegmentKind::Log as u8) {
             let known = root.used.get(&slot).is_some_and(|known| known.0 == uid);
             if !known && !root.reserved.contains(&slot) {
-                let what = format!("the log goes on in slot {slot}, which root {} did not reserve", root.generation);
+                let what =
+                    format!("the log goes on in slot {slot}, which root {} did not reserve", root.generation);
                 self.report("one writer (§12)", what);
             }
         }
@@ -156,25 +166,24 @@ impl Watch {
         if offset < header.ring_offset || offset >= ring_end {
             return;
         }
-        match RingBlock::decode(bytes, keys) {
-            Ok(Some((block, _))) if slots(header, keys, &block, now).is_some() => self.claimed.push(session),
-            Ok(Some((block, _))) => {
-                self.report("I4", format!("root {} is named before it can be read", block.generation));
-            }
-            Ok(None) | Err(_) => self.report("I4", "something that is no root is written to the ring".into()),
+        let Ok(Some((block, _))) = RingBlock::decode(bytes, keys) else {
+            return self.report("I4", "something that is no root is written to the ring".into());
+        };
+        self.coming = slots(header, keys, &block, now);
+        if self.coming.is_none() && self.strict {
+            self.report("I4", format!("root {} is named before it can be read", block.generation));
         }
+        self.claimed.push(session);
     }
 
     /// A write arrived and was answered well; of a root, durably.
-    pub(crate) fn landed(&mut self, offset: u64, image: &Image, bytes: &[u8]) {
-        let Some((header, keys)) = &self.volume else { return };
+    pub(crate) fn landed(&mut self, offset: u64) {
+        let Some((header, _)) = &self.volume else { return };
         if offset < header.ring_offset || offset >= header.data_start {
             return;
         }
-        let Ok(Some((block, _))) = RingBlock::decode(bytes, keys) else { return };
-        if let Some(root) = slots(header, keys, &block, image) {
-            let before = self.roots[0].replace(root);
-            self.roots[1] = before;
+        if let Some(root) = self.coming.take() {
+            self.roots[1] = self.roots[0].replace(root);
         }
     }
 

@@ -90,7 +90,12 @@ pub(crate) struct World<'a> {
 }
 
 /// Plays steps from a fresh volume on; stops at the first violation.
-pub(crate) async fn play(setting: &Setting, seed: u64, steps: &[Step], at: &dyn Fn(usize)) -> Result<Tally, Failure> {
+pub(crate) async fn play(
+    setting: &Setting,
+    seed: u64,
+    steps: &[Step],
+    at: &dyn Fn(usize),
+) -> Result<Tally, Failure> {
     let started = Instant::now();
     let mut world = World::new(setting, seed);
     let fail = |step| move |violation| Failure { step, violation };
@@ -312,5 +317,5 @@ fn inexcusable(request: &str, refusal: &Refusal) -> Violation {
         Refusal::Wrong(_) => "I5",
         Refusal::ShuttingDown | Refusal::Other(_) => "no error without a cause",
     };
-    Violation { invariant, what: format!("{request}: {refusal:?}") }
+    Violation { invariant, what: format!("{request}: {refusal}") }
 }

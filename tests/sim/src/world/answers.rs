@@ -24,10 +24,11 @@ impl World<'_> {
                 | Request::Zero { op, fua, .. },
                 result,
             ) => self.oracle.answer(op, result.is_ok(), fua && !self.is_lying()),
-            (
-                Request::Flush { since } | Request::Checkpoint { since } | Request::Close { since },
-                Ok(_),
-            ) if !self.is_lying() => self.oracle.flushed(since),
+            (Request::Flush { since } | Request::Checkpoint { since } | Request::Close { since }, Ok(_))
+                if !self.is_lying() =>
+            {
+                self.oracle.flushed(since)
+            }
             _ => {}
         }
         Ok(())

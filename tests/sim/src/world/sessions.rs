@@ -123,7 +123,9 @@ impl World<'_> {
             self.medium.state().cut_after(dice.below(14));
             let opened = self.open(&store, OpenMode::ReadWrite).await;
             match opened {
-                Err(error) if !self.medium.state().is_cut() && !self.tainted => return Err(does_not_open(&error)),
+                Err(error) if !self.medium.state().is_cut() && !self.tainted => {
+                    return Err(does_not_open(&error));
+                }
                 _ => {}
             }
             drop(opened);
@@ -136,7 +138,11 @@ impl World<'_> {
     async fn power_goes(&mut self) -> Result<(), Violation> {
         self.tally.power_losses += 1;
         self.tainted |= self.is_lying();
-        self.medium.state().lose_power();
+        {
+            let mut state = self.medium.state();
+            state.lose_power();
+            state.watch.strict &= !self.tainted;
+        }
         self.forget_sessions().await
     }
 
