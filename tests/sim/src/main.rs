@@ -38,6 +38,9 @@ struct Options {
     /// Only these steps, as a failure prints them
     #[arg(long, value_delimiter = ',')]
     keep: Vec<usize>,
+    /// Count writes that are refused for want of space instead of taking them for failures
+    #[arg(long)]
+    may_be_full: bool,
     /// Go on after a failure
     #[arg(long)]
     keep_going: bool,
@@ -84,7 +87,8 @@ fn main() -> ExitCode {
 }
 
 fn play(options: &Options, seed: u64) -> Result<Tally, String> {
-    let whole = Plan::new(seed, options.steps, options.profile);
+    let mut whole = Plan::new(seed, options.steps, options.profile);
+    whole.setting.may_be_full = options.may_be_full;
     let plan =
         if options.keep.is_empty() { whole } else { whole.with_only(&|step| options.keep.contains(&step)) };
     plan.play().map_err(|failure| minimise(&plan, failure, MINIMISE_TIME).to_string())
@@ -155,7 +159,11 @@ impl std::fmt::Display for Totals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { runs, sum } = self;
         writeln!(f, "{runs} runs, trace {:016x}", sum.trace)?;
-        writeln!(f, "requests: {} answered, {} refused for a cause", sum.answered, sum.refused)?;
+        writeln!(
+            f,
+            "requests: {} answered, {} refused for a cause, {} of them for want of space",
+            sum.answered, sum.refused, sum.no_space
+        )?;
         writeln!(
             f,
             "sessions: {} opened, {} refused for a cause, {} after rollback, {} of which nothing is promised",

@@ -55,6 +55,8 @@ pub struct Setting {
     pub depth: usize,
     /// Sectors that half of all requests go to.
     pub hot_sectors: u64,
+    /// Whether a good store may be too full for a write. The format says that it never is (I10).
+    pub may_be_full: bool,
     /// Parts of a hundred requests that are large.
     pub large_percent: u64,
 }
@@ -77,6 +79,7 @@ impl Setting {
             io_bytes_max: dice.pick(&[64 << 10, 1 << 20, 8 << 20, 8 << 20]),
             manners,
             depth: dice.pick(&[1, 2, 4, 8, 16, 32]),
+            may_be_full: false,
             hot_sectors: dice.pick(&[4, 16, 64]),
             large_percent: dice.pick(&[2, 10, 30]),
         }

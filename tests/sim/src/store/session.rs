@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sealbd::format::header::RING_OFFSET;
 use sealbd::store::{BoxFuture, Capability, Persist, SlotStore, StoreError};
 
 use super::{Change, Medium, Operation, State};
@@ -69,8 +70,8 @@ impl Session {
             state.now.read(offset, buf);
         }
         // Of long reads a part: what matters is where they go.
-        let print = crc32c::crc32c(&buf[..buf.len().min(8192)]);
-        state.trace.note(&[0, offset, len, now, print.into()]);
+        let print = fingerprint(offset, &buf[..buf.len().min(8192)]);
+        state.trace.note(&[0, offset, len, now, print]);
         Ok(())
     }
 
@@ -90,7 +91,7 @@ impl Session {
             state.counts.writes += 1;
             state.counts.bytes_written += len;
             let durable = persist == Persist::Durable;
-            state.trace.note(&[2, offset, len, now, crc32c::crc32c(&bytes).into(), durable.into()]);
+            state.trace.note(&[2, offset, len, now, fingerprint(offset, &bytes), durable.into()]);
             // Seen when asked for, not when done: a write that fails has left the process, too.
             state.watch_write(self.number, offset, &bytes);
             let number = state.next_number;
@@ -193,6 +194,11 @@ impl State {
     fn watch_discard(&mut self, session: u32, offset: u64) {
         self.watch.discard(session, offset);
     }
+}
+
+/// A fingerprint for the trace. Headers are left out: their keyslots say when they were made.
+fn fingerprint(offset: u64, bytes: &[u8]) -> u64 {
+    if offset < RING_OFFSET { 0 } else { crc32c::crc32c(bytes).into() }
 }
 
 fn eio(context: &'static str) -> StoreError {

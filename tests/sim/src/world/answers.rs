@@ -38,14 +38,15 @@ impl World<'_> {
     fn excuse(&mut self, request: &Request, refusal: &Refusal) -> Result<(), Violation> {
         let excused = match refusal {
             Refusal::ShuttingDown => self.closing || self.troubled(),
+            Refusal::NoSpace(_) if !self.troubled() => {
+                self.tally.no_space += 1;
+                self.setting.may_be_full
+            }
             Refusal::Wrong(_) | Refusal::NoSpace(_) | Refusal::Other(_) => self.troubled(),
         };
         self.tally.refused += 1;
         if excused {
             return Ok(());
-        }
-        if let Refusal::NoSpace(_) = refusal {
-            self.tally.no_space += 1;
         }
         Err(inexcusable(&format!("{request:?}"), refusal))
     }
