@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use sim::{Plan, Profile, Tally, minimise};
 
-/// Time for shortening a run that failed.
-const MINIMISE_TIME: Duration = Duration::from_secs(60);
 /// Real time after which a run is taken to be stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(300);
 
@@ -41,6 +39,9 @@ struct Options {
     /// Count writes that are refused for want of space instead of taking them for failures
     #[arg(long)]
     may_be_full: bool,
+    /// Seconds for shortening a run that failed
+    #[arg(long, default_value_t = 60)]
+    shorten: u64,
     /// Go on after a failure
     #[arg(long)]
     keep_going: bool,
@@ -91,7 +92,7 @@ fn play(options: &Options, seed: u64) -> Result<Tally, String> {
     whole.setting.may_be_full = options.may_be_full;
     let plan =
         if options.keep.is_empty() { whole } else { whole.with_only(&|step| options.keep.contains(&step)) };
-    plan.play().map_err(|failure| minimise(&plan, failure, MINIMISE_TIME).to_string())
+    plan.play().map_err(|failure| minimise(&plan, failure, Duration::from_secs(options.shorten)).to_string())
 }
 
 /// Ends the program when a run does not: virtual time cannot help where a task never waits.
