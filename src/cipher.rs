@@ -5,15 +5,18 @@
 //! - [`nonce`]: nonces and additional data.
 //! - [`segment`]: the types that make "encrypt once" (rules R1–R3, docs/FORMAT.md §3) a property
 //!   of the program instead of a promise.
+//! - [`surroundings`]: random numbers, host and clock of a session.
 
 pub mod derive;
 pub mod engine;
 pub mod nonce;
 pub mod segment;
+pub mod surroundings;
 
 pub use derive::VolumeKeys;
 pub use engine::Engine;
 pub use segment::{FreshUid, OpenSegmentKey, SealRange, SegmentKey, Uid, UidSource};
+pub use surroundings::{NoRandomness, Surroundings};
 
 /// Bytes of an authentication tag.
 pub const TAG_LEN: usize = 16;

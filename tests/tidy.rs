@@ -168,6 +168,18 @@ fn modules_use_lower_layers_only() {
 }
 
 #[test]
+fn what_serves_data_takes_its_random_numbers_from_the_operating_system() {
+    let name = "Surroundings::replayed";
+    let offences: Vec<String> = files(&["src", "keymgmt", "examples"], &["rs"])
+        .iter()
+        .filter(|path| !path.ends_with("src/cipher/surroundings.rs") && text(path).contains(name))
+        .map(|path| shown(path))
+        .collect();
+    assert_none("keys that follow from a seed are for the simulation", &offences);
+    assert!(text(&root().join("src/cipher/surroundings.rs")).contains(name), "the rule names what there is");
+}
+
+#[test]
 fn keymgmt_knows_no_disk_and_no_network_block_device() {
     let manifest = text(&root().join("keymgmt/Cargo.toml"));
     let offences: Vec<String> = manifest

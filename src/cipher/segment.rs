@@ -5,18 +5,17 @@
 //! - **R2** no process continues a segment that it did not open itself: an [`OpenSegmentKey`] is made
 //!   only from a [`FreshUid`]; from a stored uid one gets a [`SegmentKey`], which only opens.
 //! - **R3** a uid never derives from anything the store supplied: a [`FreshUid`] comes only from a
-//!   [`UidSource`], whose inputs are the operating system's random numbers, the host and the clock.
+//!   [`UidSource`], whose inputs are the random numbers, the host and the clock of its [`Surroundings`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
-use rand::TryRng;
-use rand::rngs::SysRng;
+use tokio::time::Instant;
 
 use super::derive::VolumeKeys;
 use super::engine::AeadKey;
 use super::nonce::{Domain, nonce, record_aad};
+use super::surroundings::{NoRandomness, Surroundings};
 use super::{AuthenticationFailed, TAG_LEN};
 use crate::geometry::{Lba, SECTOR_LEN};
 use crate::payload::RECORD_LEN;
@@ -38,24 +37,26 @@ impl FreshUid {
 
 /// Where uids come from: one per session of a volume.
 pub struct UidSource {
+    surroundings: Surroundings,
     session_id: [u8; 16],
-    host_id: Vec<u8>,
     started: Instant,
     counter: AtomicU64,
 }
-
-/// The operating system gave no random numbers.
-#[derive(Debug, thiserror::Error)]
-#[error("the operating system's random number generator failed")]
-pub struct NoRandomness;
 
 impl UidSource {
     /// A source with a fresh session id.
     ///
     /// # Errors
     /// [`NoRandomness`].
-    pub fn new(host_id: Vec<u8>) -> Result<Self, NoRandomness> {
-        Ok(Self { session_id: random()?, host_id, started: Instant::now(), counter: AtomicU64::new(0) })
+    pub fn new(surroundings: Surroundings) -> Result<Self, NoRandomness> {
+        let session_id = surroundings.random()?;
+        Ok(Self { surroundings, session_id, started: Instant::now(), counter: AtomicU64::new(0) })
+    }
+
+    /// What the session takes from outside.
+    #[must_use]
+    pub fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
     }
 
     /// The random id of this session.
@@ -70,22 +71,12 @@ impl UidSource {
     /// # Errors
     /// [`NoRandomness`].
     pub fn fresh(&self, keys: &VolumeKeys) -> Result<FreshUid, NoRandomness> {
-        let randomness: [u8; 32] = random()?;
+        let randomness: [u8; 32] = self.surroundings.random()?;
         let nanos = self.started.elapsed().as_nanos().to_le_bytes();
         let counter = self.counter.fetch_add(1, Ordering::Relaxed).to_le_bytes();
-        let parts = [&randomness, self.session_id.as_slice(), &self.host_id, &nanos, &counter];
+        let parts = [&randomness, self.session_id.as_slice(), self.surroundings.host_id(), &nanos, &counter];
         Ok(FreshUid(Uid(keys.uid_hash(&parts))))
     }
-}
-
-/// Bytes from the operating system's generator.
-///
-/// # Errors
-/// [`NoRandomness`].
-pub fn random<const N: usize>() -> Result<[u8; N], NoRandomness> {
-    let mut bytes = [0; N];
-    SysRng.try_fill_bytes(&mut bytes).map_err(|_| NoRandomness)?;
-    Ok(bytes)
 }
 
 /// The key of one segment. From outside this module it only opens.

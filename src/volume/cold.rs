@@ -9,7 +9,6 @@ use bytes::{Bytes, BytesMut};
 use super::delta::Run;
 use super::io::write_store;
 use super::segments::{ReadGuard, new_row};
-use super::tail::unix_seconds;
 use super::{Core, VolumeError};
 use crate::cipher::{OpenSegmentKey, TAG_LEN, Uid};
 use crate::format::chunk::{ChunkHeader, ChunkLayout, Entry, Op, RECORDS_MAX, chunk_checksum, set_checksum};
@@ -179,7 +178,7 @@ impl Core {
             previous_chain: [0; TAG_LEN],
             next_uid: Uid::default(),
             next_phys: 0,
-            created: unix_seconds(),
+            created: self.uids.surroundings().unix_seconds(),
         };
         let place = key.reserve(SEGMENT_HEADER_LEN as u64).expect("a segment is longer than its header");
         let header = header.seal(place);

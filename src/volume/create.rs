@@ -8,12 +8,12 @@ use keymgmt::manager::{KeyManager, WrappedKey};
 use keymgmt::secret::Dek;
 
 use super::io::write_store;
+use super::recover::host_id;
 use super::space::reclaim_mark;
-use super::tail::unix_seconds;
 use super::unlock::wrap_context;
 use super::{Core, VolumeError};
-use crate::cipher::segment::random;
-use crate::cipher::{Engine, VolumeKeys};
+use crate::cipher::surroundings::unix_seconds;
+use crate::cipher::{Engine, Surroundings, VolumeKeys};
 use crate::format::header::{
     DATA_START, EXPORT_BYTES_MAX, HEADER_LEN, HEADER_OFFSETS, Header, RING_OFFSET, RING_SLOTS,
 };
@@ -144,6 +144,7 @@ pub struct NewVolume {
     header: Header,
     dek: Dek,
     keys: Arc<VolumeKeys>,
+    surroundings: Surroundings,
 }
 
 impl NewVolume {
@@ -152,6 +153,20 @@ impl NewVolume {
     /// # Errors
     /// [`VolumeError::Randomness`].
     pub fn prepare(geometry: Geometry, align: u32, label: &str, engine: Engine) -> Result<Self, VolumeError> {
+        Self::prepare_in(Surroundings::system(host_id()), geometry, align, label, engine)
+    }
+
+    /// The same, with everything that is random from `surroundings`.
+    ///
+    /// # Errors
+    /// [`VolumeError::Randomness`].
+    pub fn prepare_in(
+        surroundings: Surroundings,
+        geometry: Geometry,
+        align: u32,
+        label: &str,
+        engine: Engine,
+    ) -> Result<Self, VolumeError> {
         let Geometry { export_bytes, segment_bytes, slots } = geometry;
         let mut label_bytes = [0; 64];
         if label.len() > label_bytes.len() {
@@ -161,7 +176,7 @@ impl NewVolume {
             )));
         }
         label_bytes[..label.len()].copy_from_slice(label.as_bytes());
-        let volume = uuid::Builder::from_random_bytes(random()?).into_uuid().into_bytes();
+        let volume = uuid::Builder::from_random_bytes(surroundings.random()?).into_uuid().into_bytes();
         let header = Header {
             volume,
             generation: 1,
@@ -175,14 +190,14 @@ impl NewVolume {
             active_epoch: 1,
             ring_slots: RING_SLOTS,
             ring_offset: RING_OFFSET,
-            dek_created: unix_seconds(),
-            salt: random()?,
+            dek_created: surroundings.unix_seconds(),
+            salt: surroundings.random()?,
             label: label_bytes,
             keyslots: [const { None }; KEYSLOT_COUNT],
         };
-        let dek = Dek::generate()?;
+        let dek = surroundings.dek()?;
         let keys = Arc::new(VolumeKeys::derive(engine, &dek, &header.salt, &header.volume));
-        Ok(Self { header, dek, keys })
+        Ok(Self { header, dek, keys, surroundings })
     }
 
     /// The header so far.
@@ -204,7 +219,7 @@ impl NewVolume {
     /// # Errors
     /// [`VolumeError`]; the store then holds no volume.
     pub async fn write(self, store: Arc<dyn SlotStore>) -> Result<Header, VolumeError> {
-        let Self { header, keys, dek: _ } = self;
+        let Self { header, keys, dek: _, surroundings } = self;
         let size = store.capability().size;
         if size < header.store_bytes() {
             return Err(VolumeError::StoreTooSmall { found: size, needed: header.store_bytes() });
@@ -219,7 +234,7 @@ impl NewVolume {
         write_store(&*store, RING_OFFSET, vec![Bytes::from(vec![0; ring_and_lease])], Persist::Volatile)
             .await?;
         store.sync().await?;
-        let core = Core::unborn(store.clone(), header, keys.clone())?;
+        let core = Core::unborn(surroundings, store.clone(), header, keys.clone())?;
         core.claim(&mut *core.checkpointer.lock().await).await?;
         let bytes = Bytes::from(core.header.encode(&keys));
         for offset in HEADER_OFFSETS {

@@ -1,6 +1,6 @@
 //! Everything that can be wrong with a volume, by cause.
 
-use crate::cipher::segment::NoRandomness;
+use crate::cipher::NoRandomness;
 use crate::export::ExportError;
 use crate::format::FormatError;
 use crate::store::StoreError;

@@ -4,7 +4,6 @@ use bytes::Bytes;
 
 use super::io::write_store;
 use super::segments::new_row;
-use super::tail::unix_seconds;
 use super::{Core, VolumeError};
 use crate::cipher::{OpenSegmentKey, SealRange, TAG_LEN, Uid};
 use crate::format::page::{Handle, Loc, seal_page, sealed_len};
@@ -184,7 +183,7 @@ impl Core {
             previous_chain: [0; TAG_LEN],
             next_uid: Uid::default(),
             next_phys: 0,
-            created: unix_seconds(),
+            created: self.uids.surroundings().unix_seconds(),
         };
         let place = key.reserve(SEGMENT_HEADER_LEN as u64).expect("a segment is longer than its header");
         let buffer = header.seal(place);

@@ -1,9 +1,11 @@
 //! Reading and writing segments on the store: from handles and offsets to bytes, with the keys.
 
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, UnitWeighter};
 
 use super::VolumeError;
 use super::segments::Segments;
@@ -14,6 +16,13 @@ use crate::store::{Persist, SlotStore, StoreError};
 
 /// Expanded segment keys kept; about 1 KiB each.
 const KEYS_MAX: usize = 4096;
+
+/// Parts of a cache with a lock each; as many on every host, so that what is evicted is the same on all.
+pub(super) const CACHE_SHARDS: usize = 16;
+
+/// Hashes uids the same in every process. They are the output of a keyed hash, so nobody can choose them to
+/// collide.
+pub(super) type UidHash = BuildHasherDefault<DefaultHasher>;
 
 /// Where a segment lies and how it is opened.
 #[derive(Clone)]
@@ -28,7 +37,7 @@ pub(super) struct SegmentReader {
     pub(super) keys: Arc<VolumeKeys>,
     pub(super) segments: RwLock<Segments>,
     pub(super) segment_bytes: u64,
-    cache: Cache<Uid, Arc<SegmentKey>>,
+    cache: Cache<Uid, Arc<SegmentKey>, UnitWeighter, UidHash>,
 }
 
 impl SegmentReader {
@@ -38,7 +47,15 @@ impl SegmentReader {
         segments: Segments,
         segment_bytes: u64,
     ) -> Self {
-        Self { store, keys, segments: RwLock::new(segments), segment_bytes, cache: Cache::new(KEYS_MAX) }
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(KEYS_MAX)
+            .weight_capacity(KEYS_MAX as u64)
+            .shards(CACHE_SHARDS)
+            .build()
+            .expect("both capacities are given");
+        let cache =
+            Cache::with_options(options, UnitWeighter, UidHash::default(), DefaultLifecycle::default());
+        Self { store, keys, segments: RwLock::new(segments), segment_bytes, cache }
     }
 
     /// The table, to look at.

@@ -17,7 +17,7 @@ use super::tail::Tail;
 use super::tree::{Pages, Tree, page_sectors};
 use super::unlock::Unlocked;
 use super::{Core, Counters, Map, Volume, VolumeError};
-use crate::cipher::{UidSource, VolumeKeys};
+use crate::cipher::{Surroundings, UidSource, VolumeKeys};
 use crate::format::FormatError;
 use crate::format::header::Header;
 use crate::format::page::{Loc, TOP_LEVEL};
@@ -71,6 +71,21 @@ impl Volume {
         keys: Arc<VolumeKeys>,
         mode: OpenMode,
     ) -> Result<Self, VolumeError> {
+        Box::pin(Self::open_in(Surroundings::system(host_id()), store, header, keys, mode)).await
+    }
+
+    /// As [`open_authentic`](Self::open_authentic), for a session in `surroundings`, which no other session
+    /// may share.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_in(
+        surroundings: Surroundings,
+        store: Arc<dyn SlotStore>,
+        header: Header,
+        keys: Arc<VolumeKeys>,
+        mode: OpenMode,
+    ) -> Result<Self, VolumeError> {
         if mode == OpenMode::ReadWrite && !header.is_writable() {
             return Err(VolumeError::Unsupported(FormatError::Incompatible(header.ro_compat)));
         }
@@ -91,7 +106,8 @@ impl Volume {
         let replayed = replay(&header, &reader, &root.log_spans).await?;
         let freed = root.freed.iter().filter_map(|place| header.slot_at(place.phys));
         freed.for_each(|slot| reader.table_mut().hold(slot));
-        let core = Core::assemble(store, header, keys, mode, reader, root, mac, replayed)?;
+        let uids = UidSource::new(surroundings)?;
+        let core = Core::assemble(uids, store, header, keys, mode, reader, root, mac, replayed)?;
         core.generation.store(last_number, std::sync::atomic::Ordering::Relaxed);
         if mode == OpenMode::ReadWrite {
             core.take_over().await?;
@@ -123,6 +139,7 @@ impl Core {
         reason = "each is one finding of the steps before; none belongs together"
     )]
     fn assemble(
+        uids: UidSource,
         store: Arc<dyn SlotStore>,
         header: Header,
         keys: Arc<VolumeKeys>,
@@ -158,7 +175,7 @@ impl Core {
             store,
             mode,
             keys,
-            uids: UidSource::new(host_id())?,
+            uids,
             segments,
             pages: Pages::new(),
             map: RwLock::new(Map { active: delta, frozen: None, tree: Arc::new(Tree { tops: root.tops }) }),
@@ -184,6 +201,7 @@ impl Core {
 
     /// A core for a volume that has no root yet.
     pub(super) fn unborn(
+        surroundings: Surroundings,
         store: Arc<dyn SlotStore>,
         header: Header,
         keys: Arc<VolumeKeys>,
@@ -212,7 +230,9 @@ impl Core {
             chain: [0; 16],
             last_uid: crate::cipher::Uid::default(),
         };
-        let core = Self::assemble(store, header, keys, OpenMode::ReadOnly, reader, root, [0; 16], replayed)?;
+        let uids = UidSource::new(surroundings)?;
+        let core =
+            Self::assemble(uids, store, header, keys, OpenMode::ReadOnly, reader, root, [0; 16], replayed)?;
         core.checkpointer.try_lock().expect("nobody else knows the core").previous.clear();
         Ok(core)
     }
@@ -400,7 +420,7 @@ async fn read_blob(
 }
 
 /// Something that differs from host to host, for making uids; empty where there is nothing.
-fn host_id() -> Vec<u8> {
+pub(super) fn host_id() -> Vec<u8> {
     let mut id = std::fs::read("/etc/machine-id").unwrap_or_default();
     id.truncate(64);
     id.extend_from_slice(&std::process::id().to_le_bytes());

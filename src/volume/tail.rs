@@ -120,7 +120,7 @@ impl Core {
             previous_chain: tail.chain,
             next_uid: successor.uid.uid(),
             next_phys: successor.phys,
-            created: unix_seconds(),
+            created: self.uids.surroundings().unix_seconds(),
         };
         let place = key.reserve(SEGMENT_HEADER_LEN as u64).expect("a segment is longer than its header");
         let header = header.seal(place);
@@ -140,9 +140,4 @@ impl Core {
     pub(super) fn count_sealed(&self, messages: u64) {
         self.counters.sealed_messages.fetch_add(messages, std::sync::atomic::Ordering::Relaxed);
     }
-}
-
-/// Now, in seconds since 1970; 0 when the clock stands before that.
-pub(super) fn unix_seconds() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
 
 use super::VolumeError;
 use super::delta::Run;
-use super::io::SegmentReader;
+use super::io::{CACHE_SHARDS, SegmentReader, UidHash};
 use crate::format::page::{FANOUT, Inner, Leaf, Loc, TOP_LEVEL, open_sealed_page};
 use crate::geometry::{Lba, SectorRange};
 
@@ -74,13 +74,20 @@ impl Tree {
 
 /// Reads pages, with a bounded cache.
 pub(super) struct Pages {
-    cache: Cache<PageKey, Page, PageWeight>,
+    cache: Cache<PageKey, Page, PageWeight, UidHash>,
 }
 
 impl Pages {
     pub(super) fn new() -> Self {
         let items = usize::try_from(CACHE_BYTES_MAX).unwrap_or(usize::MAX) / PAGE_BYTES_TYPICAL;
-        Self { cache: Cache::with_weighter(items, CACHE_BYTES_MAX, PageWeight) }
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(items)
+            .weight_capacity(CACHE_BYTES_MAX)
+            .shards(CACHE_SHARDS)
+            .build()
+            .expect("both capacities are given");
+        let cache = Cache::with_options(options, PageWeight, UidHash::default(), DefaultLifecycle::default());
+        Self { cache }
     }
 
     /// The page `number` of `level` at `loc`.

@@ -5,7 +5,7 @@
 
 use sealbd::audit::{Chain, LineReader, Record};
 use sealbd::cipher::nonce::Domain;
-use sealbd::cipher::{OpenSegmentKey, UidSource, VolumeKeys};
+use sealbd::cipher::{OpenSegmentKey, Surroundings, UidSource, VolumeKeys};
 use sealbd::control::protocol::{self, read_line, write_line};
 use sealbd::export::ExportInfo;
 use sealbd::format::chunk::{ChunkHeader, ChunkLayout, ChunkPrefix, PREFIX_LEN};
@@ -62,7 +62,7 @@ fn keys() -> VolumeKeys {
 
 /// A key that seals, for a uid of its own (rule R3), and its reader.
 fn fresh_key(keys: &VolumeKeys, kind: SegmentKind, bytes: u64) -> OpenSegmentKey {
-    let source = UidSource::new(Vec::new()).expect("the system has random numbers");
+    let source = UidSource::new(Surroundings::system(Vec::new())).expect("the system has random numbers");
     let uid = source.fresh(keys).expect("the system has random numbers");
     OpenSegmentKey::create(keys, kind as u8, uid, bytes)
 }

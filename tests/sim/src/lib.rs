@@ -1,0 +1,102 @@
+//! A deterministic simulation of sealbd's volumes: the engine that serves data, on one thread, in virtual
+//! time, over a model of a store that reorders, loses, tears, fails, lies and goes back in time. Everything
+//! follows from a seed; the same seed gives the same run, to the byte.
+//!
+//! | file | topic |
+//! |---|---|
+//! | `step`, `profile` | what happens in a run, and how it follows from the seed |
+//! | `store`, `watch` | the model of a store; rules that hold of everything that reaches it |
+//! | `world`, `client` | one run: sessions, requests, and judging their answers |
+//! | `oracle`, `content` | what a volume may read as |
+//! | `minimise`, `failure` | what is told of a run that failed |
+//!
+//! `README.md` beside this crate says how to run it, and what is checked.
+
+mod client;
+pub mod content;
+mod failure;
+mod keys;
+mod minimise;
+mod oracle;
+mod panics;
+mod profile;
+mod random;
+mod step;
+mod store;
+mod watch;
+mod world;
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub use failure::{Failure, Violation};
+pub use minimise::{Story, minimise};
+pub use profile::{Profile, Setting};
+pub use random::Dice;
+pub use step::{Action, Step};
+pub use store::{Counts, Manners, Operation};
+pub use world::Tally;
+
+/// A run that is about to be played.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What everything follows from.
+    pub seed: u64,
+    /// Sizes, and how good the store is.
+    pub setting: Setting,
+    /// The steps, each with its number.
+    pub steps: Vec<(usize, Step)>,
+}
+
+impl Plan {
+    /// The run of a seed, `steps` long, of its own profile or of another one.
+    #[must_use]
+    pub fn new(seed: u64, steps: usize, profile: Option<Profile>) -> Self {
+        let mut dice = Dice::new(seed);
+        let setting = Setting::new(profile.unwrap_or_else(|| Profile::of_seed(seed)), &mut dice);
+        let steps = (0..steps).map(|number| (number, Step::random(&setting, &mut dice))).collect();
+        Self { seed, setting, steps }
+    }
+
+    /// The same run with some of its steps only.
+    #[must_use]
+    pub fn with_only(&self, keep: &dyn Fn(usize) -> bool) -> Self {
+        let steps = self.steps.iter().copied().filter(|(number, _)| keep(*number)).collect();
+        Self { seed: self.seed, setting: self.setting.clone(), steps }
+    }
+
+    /// Plays the run.
+    ///
+    /// # Errors
+    /// The first violation, with the number of the step after which it was seen.
+    ///
+    /// # Panics
+    /// When the runtime cannot be made.
+    pub fn play(&self) -> Result<Tally, Failure> {
+        panics::note();
+        let steps: Vec<Step> = self.steps.iter().map(|(_, step)| *step).collect();
+        let at = Cell::new(0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        let runtime = runtime.expect("a runtime without I/O needs nothing");
+        let played = catch_unwind(AssertUnwindSafe(|| {
+            runtime.block_on(Box::pin(world::play(&self.setting, self.seed, &steps, &|step| at.set(step))))
+        }));
+        // What is left of the engine's tasks goes here, and may panic, too.
+        let ended = catch_unwind(AssertUnwindSafe(|| drop(runtime)));
+        let panicked = panics::taken();
+        panics::print_again();
+        let outcome = match (played, ended, panicked) {
+            (Ok(Err(failure)), ..) => Err(failure),
+            (Ok(Ok(tally)), Ok(()), None) => Ok(tally),
+            (_, _, what) => {
+                let what = what.unwrap_or_else(|| "without a word".into());
+                Err(Failure { step: at.get(), violation: Violation { invariant: "no panic", what } })
+            }
+        };
+        // Numbers of steps as they were before some were left out.
+        outcome.map_err(|Failure { step, violation }| {
+            let number = self.steps.get(step).map_or(step, |(number, _)| *number);
+            Failure { step: number, violation }
+        })
+    }
+}

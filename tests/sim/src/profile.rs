@@ -1,0 +1,99 @@
+//! Kinds of runs: how good the store is, how large the volume, how many requests at once. All of it follows
+//! from the seed.
+
+use clap::ValueEnum;
+use sealbd::store::Capability;
+use sealbd::volume::create::Geometry;
+
+use crate::random::Dice;
+use crate::store::Manners;
+
+/// What may happen in a run besides requests, checkpoints, crashes and power losses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Profile {
+    /// A good disk. Nothing may fail, and nothing may be lost.
+    Honest,
+    /// Reads, writes and syncs fail now and then; a failed sync may lose what was in the cache.
+    Failing,
+    /// Syncs answer well and do nothing.
+    Lying,
+    /// Reads are answered with old bytes, bytes of another place, or a flipped bit; the whole store is put back to
+    /// an earlier state under a running session.
+    Hostile,
+    /// A second session opens the volume while the first one goes on: the lock is broken.
+    Zombie,
+}
+
+impl Profile {
+    /// The profile of a seed: half of all runs are on a good disk.
+    #[must_use]
+    pub fn of_seed(seed: u64) -> Self {
+        match seed % 10 {
+            1 | 4 => Self::Failing,
+            3 => Self::Lying,
+            6 => Self::Hostile,
+            8 => Self::Zombie,
+            _ => Self::Honest,
+        }
+    }
+}
+
+/// The sizes of a run.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// See [`Profile`].
+    pub profile: Profile,
+    /// Sizes of the volume.
+    pub geometry: Geometry,
+    /// The volume's alignment, in bytes.
+    pub align: u32,
+    /// The store's longest read or write.
+    pub io_bytes_max: u32,
+    /// See [`Manners`].
+    pub manners: Manners,
+    /// Requests under way at once.
+    pub depth: usize,
+    /// Sectors that half of all requests go to.
+    pub hot_sectors: u64,
+    /// Whether a good store may be too full for a write. The format says that it never is (I10).
+    pub may_be_full: bool,
+    /// Parts of a hundred requests that are large.
+    pub large_percent: u64,
+}
+
+impl Setting {
+    /// The setting of a seed.
+    ///
+    /// # Panics
+    /// Never: the sizes chosen are allowed.
+    #[must_use]
+    pub fn new(profile: Profile, dice: &mut Dice) -> Self {
+        let export_bytes = dice.pick(&[1 << 20, 2 << 20, 4 << 20, 6 << 20]);
+        let geometry = Geometry::for_export(export_bytes).expect("an allowed size");
+        let manners =
+            Manners { latency_ms_max: dice.pick(&[0, 2, 5, 20, 80]), lies: profile == Profile::Lying };
+        Self {
+            profile,
+            geometry,
+            align: dice.pick(&[512, 4096, 4096]),
+            io_bytes_max: dice.pick(&[64 << 10, 1 << 20, 8 << 20, 8 << 20]),
+            manners,
+            depth: dice.pick(&[1, 2, 4, 8, 16, 32]),
+            may_be_full: false,
+            hot_sectors: dice.pick(&[4, 16, 64]),
+            large_percent: dice.pick(&[2, 10, 30]),
+        }
+    }
+
+    /// What the store tells of itself.
+    #[must_use]
+    pub fn capability(&self) -> Capability {
+        Capability {
+            size: self.geometry.store_bytes(),
+            physical_block: self.align,
+            io_bytes_max: self.io_bytes_max,
+            discard: true,
+            read_only: false,
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What continuous integration runs of the simulation: 200 seeds of 2,000 steps, in parts that run side by
+//! side; and that a seed is all there is to know of a run.
+
+use std::time::Duration;
+
+use sim::{Plan, Profile, minimise};
+
+const STEPS: usize = 2000;
+/// Time for shortening a run that failed.
+const MINIMISE_TIME: Duration = Duration::from_secs(60);
+
+/// Plays seeds `first .. first + 25`.
+#[track_caller]
+fn hold(first: u64) {
+    for seed in first..first + 25 {
+        let plan = Plan::new(seed, STEPS, None);
+        if let Err(failure) = plan.play() {
+            panic!("{}", minimise(&plan, failure, MINIMISE_TIME));
+        }
+    }
+}
+
+#[test]
+fn every_invariant_holds_in_seeds_0_to_24() {
+    hold(0);
+}
+
+#[test]
+fn every_invariant_holds_in_seeds_25_to_49() {
+    hold(25);
+}
+
+#[test]
+fn every_invariant_holds_in_seeds_50_to_74() {
+    hold(50);
+}
+
+#[test]
+fn every_invariant_holds_in_seeds_75_to_99() {
+    hold(75);
+}
+
+#[test]
+fn every_invariant_holds_in_seeds_100_to_124() {
+    hold(100);
+}
+
+#[test]
+fn every_invariant_holds_in_seeds_125_to_149() {
+    hold(125);
+}
+
+#[test]
+fn every_invariant_holds_in_seeds_150_to_174() {
+    hold(150);
+}
+
+#[test]
+fn every_invariant_holds_in_seeds_175_to_199() {
+    hold(175);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_to_the_byte() {
+    let profiles = [Profile::Honest, Profile::Failing, Profile::Lying, Profile::Hostile, Profile::Zombie];
+    let mut traces = Vec::new();
+    for (seed, profile) in (1000..).zip(profiles) {
+        let play = || Plan::new(seed, 600, Some(profile)).play().map(|tally| tally.trace);
+        let first = play().unwrap_or_else(|failure| panic!("seed {seed}, {profile:?}: {failure:?}"));
+        assert_eq!(Ok(first), play(), "seed {seed}, {profile:?}");
+        traces.push(first);
+    }
+    traces.sort_unstable();
+    traces.dedup();
+    assert_eq!(traces.len(), profiles.len(), "runs of other seeds differ");
+}
+
+#[test]
+fn a_run_does_what_it_is_there_for() {
+    let honest = Plan::new(1003, 1000, Some(Profile::Honest)).play().expect("holds");
+    assert!(honest.answered > 600 && honest.refused < 50, "{honest:?}");
+    assert!(honest.sessions > 15 && honest.power_losses > 5 && honest.segments > 30, "{honest:?}");
+    assert!(honest.rolled_back > 0 && honest.store.faults == 0, "{honest:?}");
+    let failing = Plan::new(1004, 1000, Some(Profile::Failing)).play().expect("holds");
+    assert!(failing.store.faults > 10 && failing.refused > 10, "{failing:?}");
+    let tainted = Plan::new(1005, 1000, Some(Profile::Zombie)).play().expect("holds");
+    assert!(tainted.opened_tainted + tainted.openings_refused > 3, "{tainted:?}");
+}
