@@ -3,6 +3,7 @@
 //! Results go to standard output, as prose or, with `--json`, as one object; everything else goes to
 //! standard error. Every failure ends with a line that says what to do next (`outcome`).
 
+mod anchoring;
 mod arguments;
 mod audit;
 mod check;
@@ -113,7 +114,20 @@ pub fn main() -> ExitCode {
         output,
     );
     let notes = Notes::new(output);
-    let context = Context { output, engine, hygiene, registry, settings, request_id, trail, notes };
+    let anchor = arguments.anchor;
+    let on_rollback = arguments.command.on_rollback();
+    let context = Context {
+        output,
+        engine,
+        hygiene,
+        registry,
+        settings,
+        request_id,
+        trail,
+        notes,
+        anchor,
+        on_rollback,
+    };
     let result = runtime.block_on(run(arguments.command, arguments.config.as_deref(), &context));
     context.trail.end(&result);
     // A blocking read of a terminal or a store must not keep the process.

@@ -13,10 +13,12 @@
 //! | `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain`, `reclaim` | background work, getting space back |
+//! | [`anchor`] | the newest root remembered outside the store |
 //! | `header_change` | new keyslots while the volume is open |
 //! | `wipe` | knowing that the keys are gone |
 //! | [`create`], [`unlock`], [`check`] | making, unlocking and verifying volumes |
 
+pub mod anchor;
 pub mod check;
 mod checkpoint;
 pub mod create;
@@ -91,6 +93,8 @@ struct Core {
     generation: AtomicU64,
     /// This session's number.
     writer_epoch: u64,
+    /// Where roots are remembered outside the store.
+    mooring: Option<anchor::Mooring>,
     /// The last field, so the last to go: whoever sees it go knows that all keys are wiped.
     gone: watch::Sender<()>,
 }

@@ -18,6 +18,7 @@ use super::outcome::Failure;
 use super::size::parse_size;
 use crate::audit::Hash;
 use crate::cipher::Engine;
+use crate::volume::anchor::OnRollback;
 
 /// Encrypted block devices over NBD: every sector is sealed before it leaves this host.
 #[derive(Parser, Debug)]
@@ -38,6 +39,10 @@ pub(super) struct Arguments {
     /// Configuration to read instead of $SEALBD_CONFIG or /etc/sealbd/sealbd.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// Where this host remembers the newest root of each volume; a backend that was put back to an older state
+    /// is refused (exit 9). Default: the volume's anchor in the configuration
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) anchor: Option<PathBuf>,
     /// Which AES-256-GCM to use: aws-lc or portable
     #[arg(long, global = true, hide = true, value_name = "NAME")]
     engine: Option<String>,
@@ -259,6 +264,14 @@ impl Command {
         }
     }
 
+    /// What a volume that is behind its anchor leads to.
+    pub(super) fn on_rollback(&self) -> OnRollback {
+        match self {
+            Self::Serve(ServeOptions { accept_rollback: true, .. }) => OnRollback::Accept,
+            _ => OnRollback::Refuse,
+        }
+    }
+
     /// Whether nothing is to be changed.
     pub(super) fn is_dry_run(&self) -> bool {
         match self {
@@ -357,6 +370,9 @@ pub(super) struct ServeOptions {
     /// Refuse every change; nothing is written to the backend
     #[arg(long, short = 'r', visible_alias = "readonly")]
     pub(super) read_only: bool,
+    /// Take a backend that is behind its anchor as it is: what was written since is given up
+    #[arg(long)]
+    pub(super) accept_rollback: bool,
     /// Write the process number there
     #[arg(long, short = 'P', value_name = "FILE")]
     pub(super) pid_file: Option<PathBuf>,
@@ -492,7 +508,8 @@ pub(super) fn native_spelling(words: impl Iterator<Item = OsString>) -> (Vec<OsS
 
 /// Where the verb stands: the first word that is no option and not what stands behind one.
 pub(super) fn verb_at(words: &[OsString]) -> Option<usize> {
-    let takes_a_word = |word: &OsString| word == "--config" || word == "--engine";
+    let takes_a_word =
+        |word: &OsString| ["--config", "--anchor", "--engine"].iter().any(|option| word == option);
     let is_option = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
     (1..words.len()).find(|at| !is_option(&words[*at]) && !takes_a_word(&words[at - 1]))
 }

@@ -6,6 +6,7 @@ use keymgmt::registry::Registry;
 use keymgmt::source::Purpose;
 use serde::Serialize;
 
+use super::anchoring;
 use super::arguments::{BackendOption, StatusOptions};
 use super::context::Context;
 use super::home::serving;
@@ -17,7 +18,7 @@ use crate::control::protocol::Status as Serving;
 use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::store::Access;
-use crate::volume::{OpenMode, Volume, VolumeStatus};
+use crate::volume::{OpenMode, VolumeStatus};
 
 /// The cipher as people are told it.
 pub(super) const CIPHER: &str = "AES-256-GCM, 4 KiB sectors";
@@ -183,8 +184,7 @@ pub(super) async fn status(options: &StatusOptions, context: &Context) -> Result
         let managers = context.managers(&options.slots, Purpose::Unlock)?;
         let unlocked = backend.unlock(&managers, context).await?;
         let header = unlocked.header.clone();
-        let volume = Volume::open(backend.store.clone(), unlocked, OpenMode::ReadOnly).await;
-        let volume = volume.map_err(|error| Failure::from(error).of(&backend.uri))?;
+        let volume = context.open(&backend, unlocked, OpenMode::ReadOnly).await?;
         (header, Some(volume.status()))
     };
     let configured = context.settings.volume_at(&backend.uri);
@@ -212,12 +212,15 @@ fn prose(report: &StatusReport) -> String {
         report.header_generation,
         report.keyslots
     );
-    if let Some(Serving { pid, export, state, parked, .. }) = &report.serving {
+    if let Some(Serving { pid, export, state, parked, anchor, .. }) = &report.serving {
         let waiting = if *parked == 0 { String::new() } else { format!(", {parked} requests wait") };
         text.push_str(&format!(
             "served             as {export:?} by process {pid}: {}{waiting}\n",
             state.name()
         ));
+        if let Some(anchor) = anchor {
+            text.push_str(&anchoring::line(anchor));
+        }
     }
     text.push_str(&report.keys.lines());
     let Some(volume) = &report.volume else {
@@ -240,5 +243,8 @@ fn prose(report: &StatusReport) -> String {
         show_size(space.dead_bytes),
         show_size(space.index_bytes),
     ));
+    if let Some(anchor) = &volume.anchor {
+        text.push_str(&anchoring::line(anchor));
+    }
     text
 }

@@ -280,6 +280,24 @@ impl From<VolumeError> for Failure {
                 message,
                 "an old header was put back; sealbd header restore BACKEND FILE, from the newest backup",
             ),
+            VolumeError::Rollback { .. } => Self::new(
+                EXIT_ROLLBACK,
+                "rollback",
+                message,
+                "find out who put the backend back; sealbd serve BACKEND --accept-rollback takes the older state",
+            ),
+            VolumeError::Anchor(_) => Self::new(
+                EXIT_REFUSED,
+                "anchor",
+                message,
+                "restore the file from a backup of this host; without it the backend's state is taken on trust",
+            ),
+            VolumeError::NotAnchored(_) => Self::new(
+                EXIT_REFUSED,
+                "anchor",
+                message,
+                "--anchor DIR, one that you may write to and that has room",
+            ),
             VolumeError::NoKeyFits(_) => {
                 Self::no_key(message, "sealbd key list BACKEND shows which keys there are")
             }

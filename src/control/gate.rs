@@ -28,6 +28,7 @@ use crate::format::header::Header;
 use crate::geometry::ByteRange;
 use crate::payload::Payload;
 use crate::store::SlotStore;
+use crate::volume::anchor::{Anchor, Anchoring};
 use crate::volume::unlock::read_header;
 use crate::volume::{KeysWiped, OpenMode, Volume, VolumeError};
 
@@ -111,6 +112,8 @@ struct Inner {
     store: Arc<dyn SlotStore>,
     engine: Engine,
     mode: OpenMode,
+    /// What the volume is held against when it comes back.
+    anchor: Option<Arc<dyn Anchor>>,
     info: Mutex<ExportInfo>,
     slot: Arc<RwLock<Slot>>,
     /// One change at a time; taken before the slot.
@@ -164,6 +167,7 @@ impl Gate {
             store,
             engine,
             mode: volume.mode(),
+            anchor: volume.anchor(),
             info: Mutex::new(volume.info()),
             slot: Arc::new(RwLock::new(Slot::Open(volume))),
             control: tokio::sync::Mutex::new(Control { barrier: None, wiped: None, identity }),
@@ -337,7 +341,9 @@ impl Inner {
             GateState::Suspended | GateState::Stopped => return Err(ResumeError::Stopped),
         }
         let (header, keys) = self.unlock(dek, &control.identity).await?;
-        let volume = Volume::open_authentic(Arc::clone(&self.store), header, keys, self.mode).await?;
+        let anchoring = self.anchor.clone().map(Anchoring::refusing);
+        let store = Arc::clone(&self.store);
+        let volume = Volume::open_authentic(store, header, keys, self.mode, anchoring).await?;
         let (found, known) = (volume.log_seq(), control.identity.log_seq);
         if found < known {
             control.abandon(volume).await;

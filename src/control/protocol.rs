@@ -6,6 +6,7 @@
 
 use std::io;
 
+use crate::volume::anchor::AnchorStatus;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -92,6 +93,9 @@ pub struct Status {
     pub since: u64,
     /// Requests that wait for a resume.
     pub parked: u64,
+    /// What the volume's anchor knows, while it runs with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<AnchorStatus>,
 }
 
 /// Whether requests are answered.

@@ -212,6 +212,7 @@ impl Subject {
             state: self.state(),
             since,
             parked: self.gate.parked() as u64,
+            anchor: self.gate.volume().ok().and_then(|volume| volume.anchor_status()),
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::anchor::Anchored;
 use super::delta::Delta;
 use super::error::store_to_export;
 use super::index_writer::IndexWriter;
@@ -92,7 +93,10 @@ impl Core {
         match before {
             Health::Stopped(ExportError::ShuttingDown) => Ok(()),
             Health::Stopped(error) => Err(stopped(error)),
-            Health::Good | Health::NeedsRepair(_) => self.checkpoint_locked(&mut checkpointer).await,
+            Health::Good | Health::NeedsRepair(_) => {
+                self.checkpoint_locked(&mut checkpointer).await?;
+                self.check_anchored()
+            }
         }
     }
 
@@ -307,6 +311,8 @@ impl Core {
         };
         checkpointer.previous.insert(0, mac);
         checkpointer.previous.truncate(PREVIOUS_MAX);
+        // c7: before anything that an older root needs is given up.
+        self.anchor_root(Anchored::of(&root, mac)).await;
         Ok(Durable { generation: Generation(generation), dead })
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::anchor::AnchorStatus;
 use super::{OpenMode, Volume};
 use crate::format::segment::SegmentKind;
 
@@ -28,6 +29,9 @@ pub struct VolumeStatus {
     pub authentication_failures: u64,
     /// Messages sealed under the active key, counted up front.
     pub sealed_messages: u64,
+    /// What its anchor knows; `None` without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<AnchorStatus>,
 }
 
 /// Use of the store, in segments and bytes.
@@ -86,6 +90,7 @@ impl Volume {
             store_bytes_written: count(&core.counters.log_bytes) + count(&core.counters.index_bytes),
             authentication_failures: count(&core.counters.authentication_failures),
             sealed_messages: count(&core.counters.sealed_messages),
+            anchor: self.anchor_status(),
         }
     }
 }
