@@ -121,6 +121,7 @@ pub(super) fn line(status: &AnchorStatus) -> String {
     let root = generation.map_or("none yet".to_owned(), |generation| format!("root {generation}"));
     let window = match undetected_chunks {
         0 => "a rollback would be noticed".to_owned(),
+        1 => format!("a rollback of the last chunk ({}) would not be noticed", show_size(*undetected_bytes)),
         _ => format!(
             "a rollback of the last {undetected_chunks} chunks ({}) would not be noticed",
             show_size(*undetected_bytes)
