@@ -36,6 +36,7 @@ mod revoke;
 mod rotate;
 mod rotate_all;
 mod rotate_report;
+mod salvage;
 mod serve;
 mod settings;
 mod size;
@@ -154,7 +155,7 @@ async fn run(command: Command, config: Option<&Path>, context: &Context) -> Resu
         Command::Config(ConfigCommand::Check { file }) => {
             config::check(file.as_deref().or(config), &context.output)
         }
-        Command::Check(options) => check::run(&options, context).await,
+        Command::Check(options) => Box::pin(check::run(&options, context)).await,
         Command::Key(command) => Box::pin(key(command, context)).await,
         Command::Suspend(options) => suspend::suspend(&options, context).await,
         Command::Resume(options) => Box::pin(suspend::resume(&options, context)).await,

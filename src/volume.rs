@@ -16,7 +16,7 @@
 //! | [`anchor`] | the newest root remembered outside the store |
 //! | `header_change` | new keyslots while the volume is open |
 //! | `wipe` | knowing that the keys are gone |
-//! | [`create`], [`unlock`], [`check`] | making, unlocking and verifying volumes |
+//! | [`create`], [`unlock`], [`check`], [`salvage`] | making, unlocking, verifying volumes; opening damaged ones |
 
 pub mod anchor;
 pub mod check;
@@ -36,6 +36,7 @@ mod read;
 mod reclaim;
 mod recover;
 mod replay;
+pub mod salvage;
 mod segments;
 mod status;
 mod tail;

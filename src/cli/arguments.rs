@@ -78,7 +78,16 @@ pub(super) enum Command {
     Dump(BackendOption),
     /// Print state and use of space (more of it with a key)
     Status(StatusOptions),
-    /// Verify index and counts; with --deep every sector
+    /// Verify a volume, served or not; with --deep every sector
+    ///
+    /// Verified are both headers, the ring of roots, the newest root and the one before it, the segment table, the headers of
+    /// segments, every page of the index, and that the table counts what the index needs. A volume that is served is
+    /// checked by its server, which has the key, while clients go on.
+    ///
+    /// A warning is damage of something that is not needed as long as nothing else is damaged: the second copy of the header, an
+    /// older root, the header of a segment. Exit 0: nothing that is needed is wrong; there may be warnings. 8: damaged, the ranges of
+    /// sectors that cannot be read are listed. 9: the backend is behind its anchor. 14: writers needed the
+    /// space that the check kept, so not all was verified.
     Check(CheckOptions),
     /// List the volumes of the configuration with the age of their keys (needs no key)
     List(ListOptions),
@@ -268,6 +277,8 @@ impl Command {
     pub(super) fn on_rollback(&self) -> OnRollback {
         match self {
             Self::Serve(ServeOptions { accept_rollback: true, .. }) => OnRollback::Accept,
+            // A finding, told with the others.
+            Self::Check(_) => OnRollback::Accept,
             _ => OnRollback::Refuse,
         }
     }
@@ -405,6 +416,10 @@ pub(super) struct CheckOptions {
     /// Read and authenticate every sector, too
     #[arg(long)]
     pub(super) deep: bool,
+    /// Copy all that authenticates into a new raw file, also of a volume that does not open any more; what is missing
+    /// stays a hole and is listed in OUT.damaged.json, exit 8. OUT is plaintext
+    #[arg(long, value_name = "OUT", conflicts_with = "deep")]
+    pub(super) salvage: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

@@ -22,7 +22,8 @@ pub(super) const EXIT_KMS_UNREACHABLE: u8 = 6;
 pub(super) const EXIT_KMS_DENIED: u8 = 7;
 /// Header or data failed authentication.
 pub(super) const EXIT_INTEGRITY: u8 = 8;
-const EXIT_ROLLBACK: u8 = 9;
+/// An older state was put back.
+pub(super) const EXIT_ROLLBACK: u8 = 9;
 const EXIT_IN_USE: u8 = 10;
 const EXIT_UNREACHABLE: u8 = 11;
 const EXIT_REFUSED: u8 = 13;
@@ -85,6 +86,11 @@ impl Failure {
 
     pub(super) fn not_ours(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(EXIT_NOT_OURS, "not_a_volume", message, hint)
+    }
+
+    /// Somebody else has it.
+    pub(super) fn in_use(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_IN_USE, "in_use", message, hint)
     }
 
     /// Nobody serves the volume here.
@@ -267,12 +273,12 @@ impl From<VolumeError> for Failure {
             VolumeError::Damaged { .. } | VolumeError::Inconsistent(_) | VolumeError::NoRoot(_) => {
                 Self::integrity(
                     message,
-                    "sealbd check BACKEND --deep lists what is damaged; keep a copy of it first",
+                    "sealbd check BACKEND --deep lists what is damaged, sealbd check BACKEND --salvage OUT copies the rest",
                 )
             }
             VolumeError::LogDamaged { .. } => Self::integrity(
                 message,
-                "restore the backend, then sealbd check BACKEND; what is missing had been flushed",
+                "restore the backend: what is missing had been flushed; sealbd check BACKEND --salvage OUT copies the rest",
             ),
             VolumeError::HeaderRollback { .. } => Self::new(
                 EXIT_ROLLBACK,

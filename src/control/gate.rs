@@ -123,6 +123,8 @@ struct Inner {
     parked: AtomicUsize,
     /// Told when nothing may wait any more.
     shutdown: watch::Sender<bool>,
+    /// Whether somebody waits to change the slot: whoever uses the volume for long gives way.
+    wanted: watch::Sender<bool>,
 }
 
 enum Slot {
@@ -174,6 +176,7 @@ impl Gate {
             seen: Mutex::new(Seen { state: GateState::Running, since: SystemTime::now() }),
             parked: AtomicUsize::new(0),
             shutdown: watch::Sender::new(false),
+            wanted: watch::Sender::new(false),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -264,6 +267,19 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// Ends when somebody waits for a volume in use to be given back: whoever holds one for long, and waits for this
+    /// since before, gives it up then.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again.
+    pub fn is_wanted(&self) -> impl Future<Output = ()> + use<> {
+        let mut wanted = self.inner.wanted.subscribe();
+        // It ends with the gate.
+        async move { drop(wanted.wait_for(|wanted| *wanted).await) }
+    }
+}
+
 impl Deref for VolumeInUse<'_> {
     type Target = Volume;
 
@@ -298,7 +314,9 @@ impl Inner {
         let mut control = self.control.lock().await;
         let closed = match self.seen().state {
             GateState::Running => {
+                self.wanted.send_replace(true);
                 let mut slot = Arc::clone(&self.slot).write_owned().await;
+                self.wanted.send_replace(false);
                 let closed = control.close_volume(&mut slot).await;
                 control.barrier = Some(slot);
                 closed
@@ -317,6 +335,7 @@ impl Inner {
         let mut control = self.control.lock().await;
         let closed = match self.seen().state {
             GateState::Running => {
+                self.wanted.send_replace(true);
                 let mut slot = Arc::clone(&self.slot).write_owned().await;
                 control.close_volume(&mut slot).await
             }

@@ -165,7 +165,7 @@ impl Core {
         clippy::too_many_arguments,
         reason = "each is one finding of the steps before; none belongs together"
     )]
-    fn assemble(
+    pub(super) fn assemble(
         store: Arc<dyn SlotStore>,
         header: Header,
         keys: Arc<VolumeKeys>,
@@ -314,12 +314,12 @@ impl Core {
 }
 
 /// A root with all that hangs on it.
-struct LoadedRoot {
-    root: Root,
+pub(super) struct LoadedRoot {
+    pub(super) root: Root,
     /// The number that the next root's follows.
-    last_number: u64,
-    mac: [u8; 16],
-    segments: Segments,
+    pub(super) last_number: u64,
+    pub(super) mac: [u8; 16],
+    pub(super) segments: Segments,
 }
 
 /// The number that the next root's follows: that of the last root or, where the anchor holds a higher one, the
@@ -377,6 +377,36 @@ async fn load(
     Err(VolumeError::NoRoot(reasons.join("; ")))
 }
 
+/// The ring as it stands on the store.
+pub(super) struct Ring {
+    /// Valid blocks with their codes, newest first.
+    pub(super) valid: Vec<(RingBlock, [u8; 16])>,
+    /// The others that are not empty, by their number in the ring.
+    pub(super) bad: Vec<(u64, FormatError)>,
+}
+
+/// Reads every block of the ring.
+pub(super) async fn read_ring_blocks(
+    store: &dyn SlotStore,
+    header: &Header,
+    keys: &VolumeKeys,
+) -> Result<Ring, VolumeError> {
+    let slots = u64::from(header.ring_slots);
+    let len = usize::try_from(slots).expect("at most 1024") * RING_BLOCK_LEN;
+    let bytes = read_store(store, header.ring_offset, len).await?;
+    let mut ring = Ring { valid: Vec::new(), bad: Vec::new() };
+    for (slot, block) in (0u64..).zip(bytes.chunks_exact(RING_BLOCK_LEN)) {
+        match RingBlock::decode(block, keys) {
+            Ok(Some((block, mac))) if block.generation % slots == slot => ring.valid.push((block, mac)),
+            Ok(None) => {}
+            Ok(Some(_)) => ring.bad.push((slot, FormatError::Authentication("ring block"))),
+            Err(source) => ring.bad.push((slot, source)),
+        }
+    }
+    ring.valid.sort_by_key(|(block, _)| std::cmp::Reverse(block.generation));
+    Ok(ring)
+}
+
 /// The valid ring blocks, newest first.
 ///
 /// Only the block behind the newest root's may be torn: a root is written while all others rest. Any
@@ -387,19 +417,7 @@ async fn read_ring(
     keys: &VolumeKeys,
 ) -> Result<Vec<(RingBlock, [u8; 16])>, VolumeError> {
     let slots = u64::from(header.ring_slots);
-    let len = usize::try_from(slots).expect("at most 1024") * RING_BLOCK_LEN;
-    let bytes = read_store(store, header.ring_offset, len).await?;
-    let mut valid = Vec::new();
-    let mut bad = Vec::new();
-    for (slot, block) in (0u64..).zip(bytes.chunks_exact(RING_BLOCK_LEN)) {
-        match RingBlock::decode(block, keys) {
-            Ok(Some((block, mac))) if block.generation % slots == slot => valid.push((block, mac)),
-            Ok(None) => {}
-            Ok(Some(_)) => bad.push((slot, FormatError::Authentication("ring block"))),
-            Err(source) => bad.push((slot, source)),
-        }
-    }
-    valid.sort_by_key(|(block, _)| std::cmp::Reverse(block.generation));
+    let Ring { valid, bad } = read_ring_blocks(store, header, keys).await?;
     let Some(newest) = valid.first().map(|(block, _)| block.generation) else {
         let why = bad.into_iter().map(|(slot, source)| format!("block {slot}: {source}")).collect::<Vec<_>>();
         let why = if why.is_empty() { "the root ring is empty".to_owned() } else { why.join("; ") };
@@ -414,7 +432,7 @@ async fn read_ring(
     Ok(valid)
 }
 
-async fn load_root(
+pub(super) async fn load_root(
     store: &dyn SlotStore,
     header: &Header,
     keys: &VolumeKeys,
@@ -422,14 +440,8 @@ async fn load_root(
 ) -> Result<(Root, Segments), VolumeError> {
     let root = read_payload(store, header, keys, block).await?;
     let mut parts = Vec::with_capacity(root.table.len());
-    for (number, pointer) in (0u64..).zip(&root.table) {
-        let stored = read_blob(store, header, pointer, TABLE_PART_LEN_MAX).await?;
-        let key = keys.segment_key(SegmentKind::Index as u8, pointer.uid);
-        let at = pointer.phys + u64::from(pointer.offset);
-        let plaintext = open_table_part(&key, pointer.offset.into(), number, &stored)
-            .and_then(|plaintext| TablePart::decode(&plaintext))
-            .map_err(|source| VolumeError::damaged("segment table", at, source))?;
-        parts.push(plaintext);
+    for number in 0..root.table.len() {
+        parts.push(read_table_part(store, header, keys, &root, number).await?);
     }
     let segments = Segments::load(header.slots, &parts, |phys| header.slot_at(phys))
         .map_err(|BadTable(why)| VolumeError::Inconsistent(why))?;
@@ -444,8 +456,28 @@ async fn load_root(
     Ok((root, segments))
 }
 
+/// One part of the segment table that a root names.
+///
+/// # Panics
+/// When the root has no part of that number.
+pub(super) async fn read_table_part(
+    store: &dyn SlotStore,
+    header: &Header,
+    keys: &VolumeKeys,
+    root: &Root,
+    number: usize,
+) -> Result<TablePart, VolumeError> {
+    let pointer = &root.table[number];
+    let stored = read_blob(store, header, pointer, TABLE_PART_LEN_MAX).await?;
+    let key = keys.segment_key(SegmentKind::Index as u8, pointer.uid);
+    let at = pointer.phys + u64::from(pointer.offset);
+    open_table_part(&key, pointer.offset.into(), number as u64, &stored)
+        .and_then(|plaintext| TablePart::decode(&plaintext))
+        .map_err(|source| VolumeError::damaged("segment table", at, source))
+}
+
 /// What a ring block names.
-async fn read_payload(
+pub(super) async fn read_payload(
     store: &dyn SlotStore,
     header: &Header,
     keys: &VolumeKeys,
