@@ -58,16 +58,22 @@ impl Volume {
         let Unlocked { header, keys, .. } = unlocked;
         let mut findings = Vec::new();
         let size = store.capability().size;
-        if size < header.store_bytes() {
-            let error = VolumeError::StoreTooSmall { found: size, needed: header.store_bytes() };
-            tell(&mut findings, Structure::SegmentTable, None, error.to_string());
+        let needed = header.store_bytes();
+        let too_small = || VolumeError::StoreTooSmall { found: size, needed };
+        if size < needed {
+            tell(&mut findings, Structure::SegmentTable, None, too_small().to_string());
         }
         let ring = read_ring_blocks(&*store, &header, &keys).await?;
         let Some(newest) = ring.valid.first().map(|(block, _)| block.generation) else {
             return Err(VolumeError::NoRoot("no block of the root ring is whole".into()));
         };
         tell_bad_blocks(&mut findings, &header, &ring);
-        let (loaded, block) = newest_whole(&*store, &header, &keys, ring, &mut findings).await?;
+        let whole = newest_whole(&*store, &header, &keys, ring, &mut findings).await;
+        let (loaded, block) = match whole {
+            // What is missing is why.
+            Err(VolumeError::NoRoot(_)) if size < needed => return Err(too_small()),
+            whole => whole?,
+        };
         let begun = begun(&*store, &keys, &block).await;
         let LoadedRoot { root, last_number, mac, segments } = loaded;
         if root.min_header_generation > header.generation {

@@ -69,7 +69,7 @@ impl<'a> Walk<'a> {
             let read = read_page(self.core, level, number, loc).await;
             if let Some(children) = self.found(level, number, loc, read)? {
                 if level == 1 {
-                    self.leaves(number, &children).await?;
+                    self.leaves(number, &children, progress).await?;
                 } else {
                     for (index, child) in (0u64..).zip(children.iter()) {
                         self.page(level - 1, number * FANOUT as u64 + index, *child, progress).await?;
@@ -81,7 +81,12 @@ impl<'a> Walk<'a> {
         })
     }
 
-    async fn leaves(&mut self, parent: u64, children: &[Loc; FANOUT]) -> Result<(), Stop> {
+    async fn leaves(
+        &mut self,
+        parent: u64,
+        children: &[Loc; FANOUT],
+        progress: &(impl Fn(u64) + Send + Sync),
+    ) -> Result<(), Stop> {
         let core = self.core;
         let numbered = (0u64..).zip(children).map(|(index, loc)| (parent * FANOUT as u64 + index, *loc));
         let present: Vec<(u64, Loc)> = numbered.filter(|(_, loc)| loc.handle().is_some()).collect();
@@ -93,6 +98,7 @@ impl<'a> Walk<'a> {
                     self.record(number * FANOUT as u64 + index, *child);
                 }
             }
+            progress(self.inside(page_range(0, number)).end().0 * SECTOR_BYTES);
         }
         Ok(())
     }
