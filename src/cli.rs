@@ -3,6 +3,7 @@
 //! Results go to standard output, as prose or, with `--json`, as one object; everything else goes to
 //! standard error. Every failure ends with a line that says what to do next (`outcome`).
 
+mod anchoring;
 mod arguments;
 mod audit;
 mod check;
@@ -35,6 +36,7 @@ mod revoke;
 mod rotate;
 mod rotate_all;
 mod rotate_report;
+mod salvage;
 mod serve;
 mod settings;
 mod size;
@@ -113,7 +115,20 @@ pub fn main() -> ExitCode {
         output,
     );
     let notes = Notes::new(output);
-    let context = Context { output, engine, hygiene, registry, settings, request_id, trail, notes };
+    let anchor = arguments.anchor;
+    let on_rollback = arguments.command.on_rollback();
+    let context = Context {
+        output,
+        engine,
+        hygiene,
+        registry,
+        settings,
+        request_id,
+        trail,
+        notes,
+        anchor,
+        on_rollback,
+    };
     let result = runtime.block_on(run(arguments.command, arguments.config.as_deref(), &context));
     context.trail.end(&result);
     // A blocking read of a terminal or a store must not keep the process.
@@ -140,7 +155,7 @@ async fn run(command: Command, config: Option<&Path>, context: &Context) -> Resu
         Command::Config(ConfigCommand::Check { file }) => {
             config::check(file.as_deref().or(config), &context.output)
         }
-        Command::Check(options) => check::run(&options, context).await,
+        Command::Check(options) => Box::pin(check::run(&options, context)).await,
         Command::Key(command) => Box::pin(key(command, context)).await,
         Command::Suspend(options) => suspend::suspend(&options, context).await,
         Command::Resume(options) => Box::pin(suspend::resume(&options, context)).await,

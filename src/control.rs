@@ -3,6 +3,7 @@
 //! A serving process has one control socket per volume (docs/CONTROL.md), mode 0600. `client` is the side of a
 //! command, `server` that of the process, `gate` what a suspension does.
 
+mod check;
 pub mod client;
 pub mod gate;
 pub mod protocol;

@@ -14,10 +14,12 @@
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain` | background work |
 //! | `space`, `reclaim`, `cold`, `index_reclaim` | how much room there is, getting space back |
+//! | [`anchor`] | the newest root remembered outside the store |
 //! | `header_change` | new keyslots while the volume is open |
 //! | `wipe` | knowing that the keys are gone |
-//! | [`create`], [`unlock`], [`check`] | making, unlocking and verifying volumes |
+//! | [`create`], [`unlock`], [`check`], [`salvage`] | making, unlocking, verifying volumes; opening damaged ones |
 
+pub mod anchor;
 pub mod check;
 mod checkpoint;
 mod cold;
@@ -37,6 +39,7 @@ mod read;
 mod reclaim;
 mod recover;
 mod replay;
+pub mod salvage;
 mod segments;
 mod space;
 mod status;
@@ -99,6 +102,8 @@ struct Core {
     generation: AtomicU64,
     /// This session's number.
     writer_epoch: u64,
+    /// Where roots are remembered outside the store.
+    mooring: Option<anchor::Mooring>,
     /// The last field, so the last to go: whoever sees it go knows that all keys are wiped.
     gone: watch::Sender<()>,
 }

@@ -6,6 +6,8 @@ mod common;
 #[path = "common/servers.rs"]
 mod servers;
 
+#[path = "cli/anchored.rs"]
+mod anchored;
 #[path = "cli/audit.rs"]
 mod audit;
 #[path = "cli/backends.rs"]

@@ -22,6 +22,7 @@ use sealbd::format::root::Root;
 use sealbd::geometry::ByteRange;
 use sealbd::payload::{Payload, RECORD_LEN};
 use sealbd::store::memory::MemoryStore;
+use sealbd::volume::check::Structure;
 use sealbd::volume::unlock::write_header;
 use sealbd::volume::{OpenMode, Volume, VolumeError};
 use volumes::Disk;
@@ -516,8 +517,14 @@ async fn index_damage_fails_a_check_and_a_write_into_the_page_keeps_the_rest_rea
     flip(&scene.store, place);
     let report = scene.open().await.unwrap().check(true, |_| {}).await.unwrap();
     assert!(!report.is_clean());
-    assert_eq!(report.damaged, [(0, 512)]);
-    assert!(report.problems[0].starts_with("sectors 0+512: index page at byte"), "{report:?}");
+    let listed: Vec<_> = report.damaged.iter().map(|range| (range.first_sector, range.sectors)).collect();
+    assert_eq!(listed, [(0, 512)]);
+    assert_eq!((report.damaged[0].offset, report.damaged[0].bytes), (0, 2 << 20));
+    assert_eq!(
+        (report.problems[0].structure, report.problems[0].offset),
+        (Structure::IndexPage, Some(place.offset))
+    );
+    assert!(report.problems[0].message.contains("above sectors 0+512: index page at byte"), "{report:?}");
 }
 
 // Records.

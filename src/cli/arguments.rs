@@ -18,6 +18,7 @@ use super::outcome::Failure;
 use super::size::{parse_over_provisioning, parse_size};
 use crate::audit::Hash;
 use crate::cipher::Engine;
+use crate::volume::anchor::OnRollback;
 use crate::volume::create::OverProvisioning;
 
 /// Encrypted block devices over NBD: every sector is sealed before it leaves this host.
@@ -39,6 +40,10 @@ pub(super) struct Arguments {
     /// Configuration to read instead of $SEALBD_CONFIG or /etc/sealbd/sealbd.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// Where this host remembers the newest root of each volume; a backend that was put back to an older state
+    /// is refused (exit 9). Default: the volume's anchor in the configuration
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) anchor: Option<PathBuf>,
     /// Which AES-256-GCM to use: aws-lc or portable
     #[arg(long, global = true, hide = true, value_name = "NAME")]
     engine: Option<String>,
@@ -74,7 +79,16 @@ pub(super) enum Command {
     Dump(BackendOption),
     /// Print state and use of space (more of it with a key)
     Status(StatusOptions),
-    /// Verify index and counts; with --deep every sector
+    /// Verify a volume, served or not; with --deep every sector
+    ///
+    /// Verified are both headers, the ring of roots, the newest root and the one before it, the segment table, the headers of
+    /// segments, every page of the index, and that the table counts what the index needs. A volume that is served is
+    /// checked by its server, which has the key, while clients go on.
+    ///
+    /// A warning is damage of something that is not needed as long as nothing else is damaged: the second copy of the header, an
+    /// older root, the header of a segment. Exit 0: nothing that is needed is wrong; there may be warnings. 8: damaged, the ranges of
+    /// sectors that cannot be read are listed. 9: the backend is behind its anchor. 14: writers needed the
+    /// space that the check kept, so not all was verified.
     Check(CheckOptions),
     /// List the volumes of the configuration with the age of their keys (needs no key)
     List(ListOptions),
@@ -260,6 +274,16 @@ impl Command {
         }
     }
 
+    /// What a volume that is behind its anchor leads to.
+    pub(super) fn on_rollback(&self) -> OnRollback {
+        match self {
+            Self::Serve(ServeOptions { accept_rollback: true, .. }) => OnRollback::Accept,
+            // A finding, told with the others.
+            Self::Check(_) => OnRollback::Accept,
+            _ => OnRollback::Refuse,
+        }
+    }
+
     /// Whether nothing is to be changed.
     pub(super) fn is_dry_run(&self) -> bool {
         match self {
@@ -362,6 +386,9 @@ pub(super) struct ServeOptions {
     /// Refuse every change; nothing is written to the backend
     #[arg(long, short = 'r', visible_alias = "readonly")]
     pub(super) read_only: bool,
+    /// Take a backend that is behind its anchor as it is: what was written since is given up
+    #[arg(long)]
+    pub(super) accept_rollback: bool,
     /// Write the process number there
     #[arg(long, short = 'P', value_name = "FILE")]
     pub(super) pid_file: Option<PathBuf>,
@@ -394,6 +421,10 @@ pub(super) struct CheckOptions {
     /// Read and authenticate every sector, too
     #[arg(long)]
     pub(super) deep: bool,
+    /// Copy all that authenticates into a new raw file, also of a volume that does not open any more; what is missing
+    /// stays a hole and is listed in OUT.damaged.json, exit 8. OUT is plaintext
+    #[arg(long, value_name = "OUT", conflicts_with = "deep")]
+    pub(super) salvage: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -497,7 +528,8 @@ pub(super) fn native_spelling(words: impl Iterator<Item = OsString>) -> (Vec<OsS
 
 /// Where the verb stands: the first word that is no option and not what stands behind one.
 pub(super) fn verb_at(words: &[OsString]) -> Option<usize> {
-    let takes_a_word = |word: &OsString| word == "--config" || word == "--engine";
+    let takes_a_word =
+        |word: &OsString| ["--config", "--anchor", "--engine"].iter().any(|option| word == option);
     let is_option = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
     (1..words.len()).find(|at| !is_option(&words[*at]) && !takes_a_word(&words[at - 1]))
 }

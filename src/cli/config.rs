@@ -1,6 +1,6 @@
 //! `sealbd config check`: every error of the configuration, or what it says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use keymgmt::registry::Registry;
@@ -46,6 +46,8 @@ struct VolumeReport {
     listen: Option<String>,
     rotate_kek: Option<String>,
     read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    anchor: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -108,7 +110,7 @@ fn report(settings: &Settings, registry: &Registry) -> Report {
 }
 
 fn volume_report(volume: &VolumeSettings) -> VolumeReport {
-    let VolumeSettings { name, backend, uuid, slots, listen, rotate_kek, read_only, .. } = volume;
+    let VolumeSettings { name, backend, uuid, slots, listen, rotate_kek, read_only, anchor, .. } = volume;
     VolumeReport {
         name: name.clone(),
         backend: backend.to_string(),
@@ -120,6 +122,7 @@ fn volume_report(volume: &VolumeSettings) -> VolumeReport {
         }),
         rotate_kek: rotate_kek.map(|period| exact(period.as_secs())),
         read_only: *read_only,
+        anchor: anchor.clone(),
     }
 }
 
@@ -147,7 +150,7 @@ fn prose(report: &Report) -> String {
     for ProviderReport { name, kind } in providers {
         text.push_str(&format!("provider {name}  {kind}\n"));
     }
-    for VolumeReport { name, backend, uuid, slots, listen, rotate_kek, read_only } in volumes {
+    for VolumeReport { name, backend, uuid, slots, listen, rotate_kek, read_only, anchor } in volumes {
         text.push_str(&format!("volume {name}  {backend}\n"));
         let parts = [
             ("uuid", uuid.clone()),
@@ -155,6 +158,7 @@ fn prose(report: &Report) -> String {
             ("listen", listen.clone()),
             ("rotate_kek", rotate_kek.clone()),
             ("read_only", read_only.then(|| "true".to_owned())),
+            ("anchor", anchor.as_ref().map(|directory| directory.display().to_string())),
         ];
         for (key, value) in parts {
             if let Some(value) = value {

@@ -1,5 +1,6 @@
 //! What every command has: where it tells things, how it seals, which key managers there are.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use keymgmt::hygiene::Report as Hygiene;
@@ -20,6 +21,7 @@ use super::trail::Trail;
 use crate::audit::ChangeKind;
 use crate::cipher::Engine;
 use crate::format::keyslot::Keyslot;
+use crate::volume::anchor::OnRollback;
 
 /// What a command is run with.
 pub(super) struct Context {
@@ -39,6 +41,10 @@ pub(super) struct Context {
     pub(super) trail: Trail,
     /// What key managers want to be told.
     pub(super) notes: Notes,
+    /// `--anchor`.
+    pub(super) anchor: Option<PathBuf>,
+    /// What a volume that is behind its anchor leads to.
+    pub(super) on_rollback: OnRollback,
 }
 
 impl Context {

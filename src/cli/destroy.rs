@@ -85,7 +85,7 @@ pub(super) async fn destroy_parked(
     if header != opened.unlocked.header {
         let proof = opened.unlocked.slot;
         opened.commit(header, Some(proof), context).await?;
-        opened.home.refuse_older(&opened.unlocked).await?;
+        opened.home.refuse_older(&opened.unlocked, context).await?;
     }
     Ok(fates)
 }

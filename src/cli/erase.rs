@@ -150,7 +150,7 @@ async fn erase(
     let mut empty = header.clone();
     empty.keyslots = [const { None }; crate::format::keyslot::KEYSLOT_COUNT];
     opened.commit(empty, None, context).await?;
-    opened.home.refuse_older(&opened.unlocked).await?;
+    opened.home.refuse_older(&opened.unlocked, context).await?;
     certificate.header_generation = opened.unlocked.header.generation;
     certificate.serving = opened.home.end_serving(true).await?;
     let refused = opened.home.copies(context).await?.unlock(context.engine, &opened.managers).await;

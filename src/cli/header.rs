@@ -138,7 +138,7 @@ async fn restore(options: &HeaderRestoreOptions, context: &Context) -> Result<Ex
     write_header(&*backend.store, &mut unlocked.header, &unlocked.keys).await?;
     let proved = read_header(&*backend.store).await?.unlock(context.engine, &managers).await?;
     let header = proved.header.clone();
-    Volume::open(backend.store.clone(), proved, OpenMode::ReadWrite).await?.close().await?;
+    context.open(&backend, proved, OpenMode::ReadWrite).await?.close().await?;
     let report =
         Report { uuid, op: "header-restore", header_generation: header.generation, file: shown.to_string() };
     context

@@ -105,14 +105,16 @@ impl Home {
     }
 
     /// From when this returns, headers before that of `unlocked` are refused.
-    pub(super) async fn refuse_older(&self, unlocked: &Unlocked) -> Result<(), Failure> {
+    pub(super) async fn refuse_older(&self, unlocked: &Unlocked, context: &Context) -> Result<(), Failure> {
         if self.server.is_some() {
             // Every change through the server ends with such a root.
             return Ok(());
         }
         let failed = |error: VolumeError| Failure::from(error).of(&self.backend.uri);
         let (store, header, keys) = (&self.backend.store, &unlocked.header, &unlocked.keys);
-        let opened = Volume::open_authentic(store.clone(), header.clone(), keys.clone(), OpenMode::ReadWrite);
+        let anchoring = context.anchoring(&self.backend.uri);
+        let mode = OpenMode::ReadWrite;
+        let opened = Volume::open_authentic(store.clone(), header.clone(), keys.clone(), mode, anchoring);
         let volume = opened.await.map_err(failed)?;
         volume.close().await.map_err(failed)
     }

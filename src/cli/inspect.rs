@@ -6,6 +6,7 @@ use keymgmt::registry::Registry;
 use keymgmt::source::Purpose;
 use serde::Serialize;
 
+use super::anchoring;
 use super::arguments::{BackendOption, StatusOptions};
 use super::context::Context;
 use super::home::serving;
@@ -17,7 +18,7 @@ use crate::control::protocol::Status as Serving;
 use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
 use crate::store::Access;
-use crate::volume::{OpenMode, Volume, VolumeStatus};
+use crate::volume::{OpenMode, VolumeStatus};
 
 /// The cipher as people are told it.
 pub(super) const CIPHER: &str = "AES-256-GCM, 4 KiB sectors";
@@ -185,8 +186,7 @@ pub(super) async fn status(options: &StatusOptions, context: &Context) -> Result
         let managers = context.managers(&options.slots, Purpose::Unlock)?;
         let unlocked = backend.unlock(&managers, context).await?;
         let header = unlocked.header.clone();
-        let volume = Volume::open(backend.store.clone(), unlocked, OpenMode::ReadOnly).await;
-        let volume = volume.map_err(|error| Failure::from(error).of(&backend.uri))?;
+        let volume = context.open(&backend, unlocked, OpenMode::ReadOnly).await?;
         (header, Some(volume.status()))
     };
     let configured = context.settings.volume_at(&backend.uri);
@@ -258,6 +258,9 @@ fn prose(report: &StatusReport) -> String {
             show_size(volume.index_bytes_written),
             show_size(volume.moved_bytes_written),
         ));
+    }
+    if let Some(anchor) = &volume.anchor {
+        text.push_str(&anchoring::line(anchor));
     }
     text
 }

@@ -40,6 +40,24 @@ pub(super) fn hand_on() {
     HANDED_ON.store(true, Ordering::SeqCst);
 }
 
+/// The next signal that asks to end; from now on signals end nothing by themselves.
+///
+/// # Errors
+/// When signals cannot be taken.
+pub(super) fn taken() -> std::io::Result<impl Future<Output = Signal>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    hand_on();
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => Signal::INT,
+            _ = terminate.recv() => Signal::TERM,
+            _ = hangup.recv() => Signal::HUP,
+        }
+    })
+}
+
 /// Ends the process as shells expect it of one that a signal ended.
 pub(super) fn end(by: Signal) -> ! {
     static TOLD: Once = Once::new();

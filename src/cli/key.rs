@@ -124,7 +124,7 @@ impl Opened {
         context: &Context,
     ) -> Result<Header, Failure> {
         self.commit(header, proof, context).await?;
-        self.home.refuse_older(&self.unlocked).await?;
+        self.home.refuse_older(&self.unlocked, context).await?;
         Ok(self.unlocked.header)
     }
 

@@ -95,6 +95,10 @@ impl Backend {
     ) -> Result<Unlocked, Failure> {
         let unlocked = self.unlock_copies(self.header(context).await?, managers, context).await?;
         let found = unlocked.header.generation;
+        if let Some(anchoring) = context.anchoring(&self.uri) {
+            let held = Volume::held_against(&*self.store, &unlocked, &anchoring).await;
+            held.map_err(|error| Failure::from(error).of(&self.uri))?;
+        }
         // Without a usable root nothing is known; whoever opens the volume says what is wrong with it.
         match Volume::header_generation_of_root(&*self.store, &unlocked).await {
             Ok(known) if known > found => {

@@ -22,7 +22,8 @@ pub(super) const EXIT_KMS_UNREACHABLE: u8 = 6;
 pub(super) const EXIT_KMS_DENIED: u8 = 7;
 /// Header or data failed authentication.
 pub(super) const EXIT_INTEGRITY: u8 = 8;
-const EXIT_ROLLBACK: u8 = 9;
+/// An older state was put back.
+pub(super) const EXIT_ROLLBACK: u8 = 9;
 const EXIT_IN_USE: u8 = 10;
 const EXIT_UNREACHABLE: u8 = 11;
 const EXIT_REFUSED: u8 = 13;
@@ -85,6 +86,11 @@ impl Failure {
 
     pub(super) fn not_ours(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(EXIT_NOT_OURS, "not_a_volume", message, hint)
+    }
+
+    /// Somebody else has it.
+    pub(super) fn in_use(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(EXIT_IN_USE, "in_use", message, hint)
     }
 
     /// Nobody serves the volume here.
@@ -267,18 +273,36 @@ impl From<VolumeError> for Failure {
             VolumeError::Damaged { .. } | VolumeError::Inconsistent(_) | VolumeError::NoRoot(_) => {
                 Self::integrity(
                     message,
-                    "sealbd check BACKEND --deep lists what is damaged; keep a copy of it first",
+                    "sealbd check BACKEND --deep lists what is damaged, sealbd check BACKEND --salvage OUT copies the rest",
                 )
             }
             VolumeError::LogDamaged { .. } => Self::integrity(
                 message,
-                "restore the backend, then sealbd check BACKEND; what is missing had been flushed",
+                "restore the backend: what is missing had been flushed; sealbd check BACKEND --salvage OUT copies the rest",
             ),
             VolumeError::HeaderRollback { .. } => Self::new(
                 EXIT_ROLLBACK,
                 "rollback",
                 message,
                 "an old header was put back; sealbd header restore BACKEND FILE, from the newest backup",
+            ),
+            VolumeError::Rollback { .. } => Self::new(
+                EXIT_ROLLBACK,
+                "rollback",
+                message,
+                "find out who put the backend back; sealbd serve BACKEND --accept-rollback takes the older state",
+            ),
+            VolumeError::Anchor(_) => Self::new(
+                EXIT_REFUSED,
+                "anchor",
+                message,
+                "restore the file from a backup of this host; without it the backend's state is taken on trust",
+            ),
+            VolumeError::NotAnchored(_) => Self::new(
+                EXIT_REFUSED,
+                "anchor",
+                message,
+                "--anchor DIR, one that you may write to and that has room",
             ),
             VolumeError::NoKeyFits(_) => {
                 Self::no_key(message, "sealbd key list BACKEND shows which keys there are")

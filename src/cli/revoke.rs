@@ -106,7 +106,7 @@ async fn withdraw(
     }
     opened.unlocked.slot = proof;
     opened.commit(header, Some(proof), context).await?;
-    opened.home.refuse_older(&opened.unlocked).await?;
+    opened.home.refuse_older(&opened.unlocked, context).await?;
     if own {
         return Ok(None);
     }

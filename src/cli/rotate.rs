@@ -114,7 +114,7 @@ pub(super) async fn rotate(
     }
     let changed = !wanted.dry_run && !rotated.is_empty();
     if changed {
-        opened.home.refuse_older(&opened.unlocked).await?;
+        opened.home.refuse_older(&opened.unlocked, context).await?;
     }
     if changed && wanted.retire_old {
         retire(&mut opened, &mut rotated, &mut plan.failed, context).await?;

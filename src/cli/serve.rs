@@ -29,7 +29,7 @@ use crate::server::pidfile::PidFile;
 use crate::server::{Limits, ListenError, Listener, Server, ServerError};
 use crate::store::Access;
 use crate::store::uri::StoreUri;
-use crate::volume::{OpenMode, Volume};
+use crate::volume::{OpenMode, VolumeError};
 
 /// A volume could not be closed as it should; nothing that was answered is lost.
 const EXIT_UNCLEAN: u8 = 1;
@@ -90,8 +90,7 @@ async fn open_volume(
     let backend = open::backend(argument, access).await?;
     let unlocked = backend.unlock(managers, context).await?;
     context.trail.begin()?;
-    let opened = Volume::open(backend.store.clone(), unlocked, mode).await;
-    let volume = opened.map_err(|error| Failure::from(error).of(&backend.uri))?;
+    let volume = context.open(&backend, unlocked, mode).await?;
     let header = volume.header().clone();
     Ok((Gate::new(volume, backend.store, context.engine), header))
 }
@@ -205,9 +204,11 @@ async fn close(volumes: &[Named], context: &Context) -> bool {
     for Named { name, gate, header } in volumes {
         if let Err(error) = gate.close().await {
             all = false;
-            context
-                .output
-                .note(&format!("{name:?}: not closed cleanly ({error}); the next start replays its log"));
+            let then = match &error {
+                VolumeError::NotAnchored(_) => "a rollback to the roots before its last one is not noticed",
+                _ => "the next start replays its log",
+            };
+            context.output.note(&format!("{name:?}: not closed cleanly ({error}); {then}"));
             let failure = Failure { exit: EXIT_UNCLEAN, ..Failure::from(error) };
             context.trail.settle(header, Err(&failure));
         }

@@ -17,6 +17,9 @@ use super::output::Output;
 use crate::audit::{AuditError, Change, ChangeKind, Event, Key, Log, Outcome, Settings, Text};
 use crate::format::header::Header;
 
+/// Taking an older state has a record of its own beside that of the verb.
+const ROLLBACK_VERB: &str = "rollback-accept";
+
 /// The record of one command; of several volumes each has its own.
 pub(super) struct Trail {
     log: Log,
@@ -120,13 +123,39 @@ impl Trail {
     /// When a log was asked for and cannot be written: nothing may be changed then.
     pub(super) fn begin(&self) -> Result<(), Failure> {
         let mut state = self.state();
-        match self.write(state.current(), Outcome::Started, None) {
+        let recorded = self.write(state.current(), Outcome::Started, None);
+        self.allowed(recorded)
+    }
+
+    /// What was recorded may be done; what was not, where no log was asked for, too.
+    fn allowed(&self, recorded: Result<(), AuditError>) -> Result<(), Failure> {
+        match recorded {
             Err(error) if self.log.settings().is_configured => Err(refused(&error)),
             Err(error) => {
                 self.output.note(&format!("not recorded: {error}"));
                 Ok(())
             }
             Ok(()) => Ok(()),
+        }
+    }
+
+    /// Records that a volume's older state is about to be taken in spite of its anchor.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub(super) fn begin_rollback(&self) -> Result<(), Failure> {
+        let mut state = self.state();
+        let recorded = self.write_as(ROLLBACK_VERB, state.current(), Outcome::Started, None);
+        self.allowed(recorded)
+    }
+
+    /// Records what came of that.
+    pub(super) fn end_rollback(&self, failure: Option<&Failure>) {
+        let mut state = self.state();
+        let failed = failure.map(|failure| (failure.code, failure.exit));
+        let outcome = if failed.is_some() { Outcome::Failed } else { Outcome::Done };
+        if let Err(error) = self.write_as(ROLLBACK_VERB, state.current(), outcome, failed) {
+            self.output.note(&format!("the end is not recorded: {error}"));
         }
     }
 
@@ -183,7 +212,16 @@ impl Trail {
         outcome: Outcome,
         failed: Option<(&'static str, u8)>,
     ) -> Result<(), AuditError> {
-        let Some(verb) = self.verb else { return Ok(()) };
+        self.verb.map_or(Ok(()), |verb| self.write_as(verb, subject, outcome, failed))
+    }
+
+    fn write_as(
+        &self,
+        verb: &str,
+        subject: &Subject,
+        outcome: Outcome,
+        failed: Option<(&'static str, u8)>,
+    ) -> Result<(), AuditError> {
         let Subject { backend, volume, replaces, key, changes, ended: _ } = subject.clone();
         let event = Event {
             error: failed.map(|(code, _)| Text::of(code)),

@@ -20,6 +20,8 @@ use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::volume::check::CheckReport;
+
 use super::protocol::{Answer, Ask, Done, Refusal, Request, State, Status, VERSION, read_line, write_line};
 
 /// How long an answer is waited for. A suspension finishes what is in flight and writes a root first.
@@ -28,6 +30,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(120);
 const STATUS_WITHIN: Duration = Duration::from_secs(15);
 /// How long a place is waited for when others have them all: the server cuts off the silent ones by then.
 const PLACE_WITHIN: Duration = Duration::from_secs(15);
+/// Findings and ranges that a check may have; a report has no more.
+const FOUND_MAX: usize = 20_000;
 /// Between two tries to get one.
 const PLACE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -109,6 +113,43 @@ impl Control {
         match self.ask(Ask::ReplaceHeader { header: BASE64.encode(bytes) }, ANSWER_WITHIN).await? {
             Done::Header { .. } => Ok(()),
             _ => Err(self.nonsense()),
+        }
+    }
+
+    /// Lets the serving process verify the volume; `progress` is told how far it is, and of how much.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    ///
+    /// # Cancel safety
+    /// Dropping it ends the check.
+    pub async fn check(
+        &mut self,
+        deep: bool,
+        progress: impl Fn(u64, u64),
+    ) -> Result<CheckReport, ControlError> {
+        let mut stream = self.place().await?;
+        let mut lists = CheckReport::default();
+        let mut done = Box::pin(self.exchange(&mut stream, Ask::Check { deep }, ANSWER_WITHIN)).await?;
+        loop {
+            match done {
+                Done::Checking { at, of } => progress(at, of),
+                Done::Found { problems, warnings, damaged } => {
+                    lists.problems.extend(problems);
+                    lists.warnings.extend(warnings);
+                    lists.damaged.extend(damaged);
+                    let count = lists.problems.len() + lists.warnings.len() + lists.damaged.len();
+                    if count > FOUND_MAX {
+                        return Err(self.nonsense());
+                    }
+                }
+                Done::Checked(report) => {
+                    let CheckReport { problems, warnings, damaged, .. } = lists;
+                    return Ok(CheckReport { problems, warnings, damaged, ..*report });
+                }
+                _ => return Err(self.nonsense()),
+            }
+            done = self.within(ANSWER_WITHIN, answer(&mut stream)).await?;
         }
     }
 

@@ -28,6 +28,7 @@ use crate::format::header::Header;
 use crate::geometry::ByteRange;
 use crate::payload::Payload;
 use crate::store::SlotStore;
+use crate::volume::anchor::{Anchor, Anchoring};
 use crate::volume::unlock::read_header;
 use crate::volume::{KeysWiped, OpenMode, Volume, VolumeError};
 
@@ -111,6 +112,8 @@ struct Inner {
     store: Arc<dyn SlotStore>,
     engine: Engine,
     mode: OpenMode,
+    /// What the volume is held against when it comes back.
+    anchor: Option<Arc<dyn Anchor>>,
     info: Mutex<ExportInfo>,
     slot: Arc<RwLock<Slot>>,
     /// One change at a time; taken before the slot.
@@ -120,6 +123,8 @@ struct Inner {
     parked: AtomicUsize,
     /// Told when nothing may wait any more.
     shutdown: watch::Sender<bool>,
+    /// Whether somebody waits to change the slot: whoever uses the volume for long gives way.
+    wanted: watch::Sender<bool>,
 }
 
 enum Slot {
@@ -164,12 +169,14 @@ impl Gate {
             store,
             engine,
             mode: volume.mode(),
+            anchor: volume.anchor(),
             info: Mutex::new(volume.info()),
             slot: Arc::new(RwLock::new(Slot::Open(volume))),
             control: tokio::sync::Mutex::new(Control { barrier: None, wiped: None, identity }),
             seen: Mutex::new(Seen { state: GateState::Running, since: SystemTime::now() }),
             parked: AtomicUsize::new(0),
             shutdown: watch::Sender::new(false),
+            wanted: watch::Sender::new(false),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -260,6 +267,19 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// Ends when somebody waits for a volume in use to be given back: whoever holds one for long, and waits for this
+    /// since before, gives it up then.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again.
+    pub fn is_wanted(&self) -> impl Future<Output = ()> + use<> {
+        let mut wanted = self.inner.wanted.subscribe();
+        // It ends with the gate.
+        async move { drop(wanted.wait_for(|wanted| *wanted).await) }
+    }
+}
+
 impl Deref for VolumeInUse<'_> {
     type Target = Volume;
 
@@ -294,7 +314,9 @@ impl Inner {
         let mut control = self.control.lock().await;
         let closed = match self.seen().state {
             GateState::Running => {
+                self.wanted.send_replace(true);
                 let mut slot = Arc::clone(&self.slot).write_owned().await;
+                self.wanted.send_replace(false);
                 let closed = control.close_volume(&mut slot).await;
                 control.barrier = Some(slot);
                 closed
@@ -313,6 +335,7 @@ impl Inner {
         let mut control = self.control.lock().await;
         let closed = match self.seen().state {
             GateState::Running => {
+                self.wanted.send_replace(true);
                 let mut slot = Arc::clone(&self.slot).write_owned().await;
                 control.close_volume(&mut slot).await
             }
@@ -337,7 +360,9 @@ impl Inner {
             GateState::Suspended | GateState::Stopped => return Err(ResumeError::Stopped),
         }
         let (header, keys) = self.unlock(dek, &control.identity).await?;
-        let volume = Volume::open_authentic(Arc::clone(&self.store), header, keys, self.mode).await?;
+        let anchoring = self.anchor.clone().map(Anchoring::refusing);
+        let store = Arc::clone(&self.store);
+        let volume = Volume::open_authentic(store, header, keys, self.mode, anchoring).await?;
         let (found, known) = (volume.log_seq(), control.identity.log_seq);
         if found < known {
             control.abandon(volume).await;

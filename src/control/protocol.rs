@@ -6,6 +6,7 @@
 
 use std::io;
 
+use crate::volume::check::{CheckReport, DamagedRange, Finding};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -39,6 +40,11 @@ pub enum Ask {
         /// 64 KiB in base64.
         header: String,
     },
+    /// Verify the volume while it is served.
+    Check {
+        /// Every sector, too.
+        deep: bool,
+    },
     /// Park requests, wipe the keys.
     Suspend,
     /// Go on with the data key that is sent when the answer asks for it.
@@ -70,6 +76,24 @@ pub enum Done {
         /// 64 KiB in base64.
         header: String,
     },
+    /// To `check`, about once a second: how far it is.
+    Checking {
+        /// Bytes passed.
+        at: u64,
+        /// Of so many.
+        of: u64,
+    },
+    /// To `check`, before its end: some of what was found.
+    Found {
+        /// What is needed and wrong.
+        problems: Vec<Finding>,
+        /// What is wrong and not needed.
+        warnings: Vec<Finding>,
+        /// Sectors that cannot be read.
+        damaged: Vec<DamagedRange>,
+    },
+    /// To `check`, at its end: the report, its lists empty.
+    Checked(Box<CheckReport>),
     /// To `resume`: the 32 bytes of the data key are waited for.
     SendKey,
     /// To `suspend`, the key of a `resume`, and `stop`: how things stand now.

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
+use super::check;
 use super::client::socket_path;
 use super::gate::{Gate, GateState, NotRunning, ResumeError, SuspendError};
 use super::protocol::{
@@ -49,10 +50,12 @@ impl Drop for ControlSocket {
 }
 
 /// What a control socket is about.
-struct Subject {
-    gate: Arc<Gate>,
+pub(super) struct Subject {
+    pub(super) gate: Arc<Gate>,
     volume: [u8; 16],
     export: String,
+    /// One check at a time.
+    pub(super) checking: Semaphore,
 }
 
 impl ControlSocket {
@@ -70,7 +73,8 @@ impl ControlSocket {
         gate: Arc<Gate>,
     ) -> Result<Self, PrivateSocketError> {
         let (listener, path) = listen_private(&socket_path(directory, volume))?;
-        let subject = Arc::new(Subject { gate, volume, export: export.to_owned() });
+        let subject =
+            Arc::new(Subject { gate, volume, export: export.to_owned(), checking: Semaphore::new(1) });
         Ok(Self { task: tokio::spawn(accept(listener, subject)), _path: path })
     }
 }
@@ -117,6 +121,7 @@ async fn converse(stream: UnixStream, subject: &Subject) -> io::Result<()> {
                 let dek = read_key(&mut stream).await?;
                 subject.resume(dek).await
             }
+            (VERSION, Ask::Check { deep }) => check::run(&mut stream, subject, deep).await?,
             (VERSION, ask) => subject.answer(ask).await,
             _ => Err(Refusal::new(Code::Malformed, format!("this is version {VERSION} of the protocol"))),
         };
@@ -125,7 +130,7 @@ async fn converse(stream: UnixStream, subject: &Subject) -> io::Result<()> {
 }
 
 /// Whoever does not take its answers gives its place up.
-async fn send(stream: &mut BufReader<UnixStream>, answer: &Answer) -> io::Result<()> {
+pub(super) async fn send(stream: &mut BufReader<UnixStream>, answer: &Answer) -> io::Result<()> {
     timeout(IDLE_MAX, write_line(stream, answer)).await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
@@ -167,6 +172,7 @@ impl Subject {
                 })?;
                 Ok(Done::State(self.state()))
             }
+            Ask::Check { .. } => unreachable!("answered above"),
             // One that is suspended was answered above.
             Ask::Resume if self.state() == State::Running => Ok(Done::State(State::Running)),
             Ask::Resume => Err(Refusal::new(Code::Stopped, "the volume is stopped for good")),
@@ -194,7 +200,7 @@ impl Subject {
         Ok(Done::State(self.state()))
     }
 
-    fn not_running(&self) -> Refusal {
+    pub(super) fn not_running(&self) -> Refusal {
         match self.state() {
             State::Stopped => Refusal::new(Code::Stopped, "the volume is stopped for good"),
             // Running: it is on its way there.
@@ -239,7 +245,7 @@ fn header_done(bytes: &[u8]) -> Result<Done, Refusal> {
     Ok(Done::Header { generation, header: BASE64.encode(bytes) })
 }
 
-fn refusal(error: &VolumeError) -> Refusal {
+pub(super) fn refusal(error: &VolumeError) -> Refusal {
     let code = match error {
         VolumeError::Refused(_) | VolumeError::Damaged { .. } | VolumeError::HeaderRollback { .. } => {
             Code::Refused

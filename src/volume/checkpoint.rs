@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::anchor::Anchored;
 use super::cold::Moves;
 use super::delta::Delta;
 use super::error::store_to_export;
@@ -95,7 +96,10 @@ impl Core {
         match before {
             Health::Stopped(ExportError::ShuttingDown) => Ok(()),
             Health::Stopped(error) => Err(stopped(error)),
-            Health::Good | Health::NeedsRepair(_) => self.checkpoint_locked(&mut checkpointer).await,
+            Health::Good | Health::NeedsRepair(_) => {
+                self.checkpoint_locked(&mut checkpointer).await?;
+                self.check_anchored()
+            }
         }
     }
 
@@ -343,6 +347,8 @@ impl Core {
         };
         checkpointer.previous.insert(0, mac);
         checkpointer.previous.truncate(PREVIOUS_MAX);
+        // c7: before anything that an older root needs is given up.
+        self.anchor_root(Anchored::of(&root, mac)).await;
         Ok(Durable { generation: Generation(generation), dead })
     }
 

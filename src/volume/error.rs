@@ -1,5 +1,6 @@
 //! Everything that can be wrong with a volume, by cause.
 
+use super::anchor::{AnchorError, RollbackKind};
 use crate::cipher::NoRandomness;
 use crate::export::ExportError;
 use crate::format::FormatError;
@@ -54,6 +55,22 @@ pub enum VolumeError {
         /// What the root knows.
         known: u64,
     },
+    /// The store is behind its anchor.
+    #[error("the newest root on the store is {found}, and the anchor holds root {known} (rollback): {kind}")]
+    Rollback {
+        /// Number of the newest root that was found.
+        found: u64,
+        /// Number of the anchored one.
+        known: u64,
+        /// How.
+        kind: RollbackKind,
+    },
+    /// The anchor cannot be read, so it is not known whether the store was put back.
+    #[error(transparent)]
+    Anchor(#[from] AnchorError),
+    /// A root is on the store and could not be anchored.
+    #[error("the last root could not be anchored: {0}")]
+    NotAnchored(String),
     /// No keyslot could be unwrapped; a line per slot says why.
     #[error("no key fits: {}", .0.join("; "))]
     NoKeyFits(Vec<String>),

@@ -133,7 +133,12 @@ impl Core {
     }
 
     /// Reads and opens records that stand one behind the other.
-    async fn read_records(&self, run: Run, range: ByteRange, buf: &mut [u8]) -> Result<(), VolumeError> {
+    pub(super) async fn read_records(
+        &self,
+        run: Run,
+        range: ByteRange,
+        buf: &mut [u8],
+    ) -> Result<(), VolumeError> {
         let place = self.segments.place(run.loc)?;
         let offset = run.loc.offset();
         let len = index(run.sectors.count) * RECORD_LEN;

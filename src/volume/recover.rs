@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::sync::Notify;
 
+use super::anchor::{Anchored, Anchoring, GENERATION_MAX, Held, Mooring, OnRollback, judge};
 use super::checkpoint::Checkpointer;
 use super::io::{SegmentReader, read_store};
 use super::queue::Queue;
@@ -58,20 +59,24 @@ impl Volume {
         mode: OpenMode,
     ) -> Result<Self, VolumeError> {
         let Unlocked { header, keys, .. } = unlocked;
-        Self::open_authentic(store, header, keys, mode).await
+        Self::open_authentic(store, header, keys, mode, None).await
     }
 
-    /// As [`open`](Self::open), with a header that was authenticated with `keys` and no data key.
+    /// As [`open`](Self::open), with a header that was authenticated with `keys` and no data key, and held
+    /// against an anchor if there is one: every root of this volume is anchored before anything depends on it.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open); [`VolumeError::Rollback`] when the store is behind the anchor,
+    /// [`VolumeError::Anchor`] when that cannot be known, and [`VolumeError::NotAnchored`] when the claim
+    /// could not be anchored: it is on the store by then.
     pub async fn open_authentic(
         store: Arc<dyn SlotStore>,
         header: Header,
         keys: Arc<VolumeKeys>,
         mode: OpenMode,
+        anchoring: Option<Anchoring>,
     ) -> Result<Self, VolumeError> {
-        Box::pin(Self::open_in(Surroundings::system(host_id()), store, header, keys, mode)).await
+        Box::pin(Self::open_in(Surroundings::system(host_id()), store, header, keys, mode, anchoring)).await
     }
 
     /// As [`open_authentic`](Self::open_authentic), for a session in `surroundings`, which no other session
@@ -85,6 +90,7 @@ impl Volume {
         header: Header,
         keys: Arc<VolumeKeys>,
         mode: OpenMode,
+        anchoring: Option<Anchoring>,
     ) -> Result<Self, VolumeError> {
         if mode == OpenMode::ReadWrite && !header.is_writable() {
             return Err(VolumeError::Unsupported(FormatError::Incompatible(header.ro_compat)));
@@ -93,8 +99,14 @@ impl Volume {
         if size < header.store_bytes() {
             return Err(VolumeError::StoreTooSmall { found: size, needed: header.store_bytes() });
         }
-        let state = load(&store, &header, &keys).await?;
-        let LoadedRoot { root, last_number, mac, segments } = state;
+        let anchored = match &anchoring {
+            Some(Anchoring { anchor, .. }) => anchor.load(header.volume).await?,
+            None => None,
+        };
+        let refusing = anchoring.as_ref().is_some_and(|to| to.on_rollback == OnRollback::Refuse);
+        let oldest = anchored.filter(|_| refusing).map_or(0, |anchored| anchored.generation);
+        let state = load(&store, &header, &keys, oldest).await?;
+        let LoadedRoot { root, mut last_number, mac, segments } = state;
         if root.min_header_generation > header.generation {
             let (found, known) = (header.generation, root.min_header_generation);
             return Err(VolumeError::HeaderRollback { found, known });
@@ -104,10 +116,22 @@ impl Volume {
         }
         let reader = SegmentReader::new(store.clone(), keys.clone(), segments, header.segment_bytes.into());
         let replayed = replay(&header, &reader, &root.log_spans).await?;
+        let mooring = match anchoring {
+            Some(anchoring) => {
+                let held = judge(&anchoring, anchored, &root, mac, replayed.next_seq.saturating_sub(1))?;
+                check_header(&held, &header)?;
+                Some(Mooring::new(anchoring, held))
+            }
+            None => None,
+        };
+        last_number = above_anchor(last_number, anchored.as_ref(), header.ring_slots.into());
+        let last_epoch = anchored.map_or(0, |anchored| anchored.writer_epoch).max(root.writer_epoch);
         let freed = root.freed.iter().filter_map(|place| header.slot_at(place.phys));
         freed.for_each(|slot| reader.table_mut().hold(slot));
         let uids = UidSource::new(surroundings)?;
-        let core = Core::assemble(uids, store, header, keys, mode, reader, root, mac, replayed)?;
+        let core = Core::assemble(
+            uids, store, header, keys, mode, reader, root, mac, replayed, mooring, last_epoch,
+        )?;
         core.generation.store(last_number, std::sync::atomic::Ordering::Relaxed);
         if mode == OpenMode::ReadWrite {
             core.take_over().await?;
@@ -132,13 +156,35 @@ impl Volume {
     }
 }
 
+impl Volume {
+    /// Holds the newest root of a volume against its anchor, without opening the volume: for whoever changes
+    /// nothing but the header.
+    ///
+    /// # Errors
+    /// [`VolumeError::Rollback`], [`VolumeError::HeaderRollback`], [`VolumeError::Anchor`]. What is wrong with
+    /// the root itself is left to whoever opens the volume.
+    pub async fn held_against(
+        store: &dyn SlotStore,
+        unlocked: &Unlocked,
+        anchoring: &Anchoring,
+    ) -> Result<(), VolumeError> {
+        let Unlocked { header, keys, .. } = unlocked;
+        let Some(anchored) = anchoring.anchor.load(header.volume).await? else { return Ok(()) };
+        let Ok(ring) = read_ring(store, header, keys).await else { return Ok(()) };
+        let Some((block, mac)) = ring.first() else { return Ok(()) };
+        let Ok(root) = read_payload(store, header, keys, block).await else { return Ok(()) };
+        let held = judge(anchoring, Some(anchored), &root, *mac, anchored.log_seq)?;
+        check_header(&held, header)
+    }
+}
+
 impl Core {
     /// An open volume that has not been claimed yet.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is one finding of the steps before; none belongs together"
     )]
-    fn assemble(
+    pub(super) fn assemble(
         uids: UidSource,
         store: Arc<dyn SlotStore>,
         header: Header,
@@ -148,6 +194,8 @@ impl Core {
         root: Root,
         mac: [u8; 16],
         replayed: Replayed,
+        mooring: Option<Mooring>,
+        last_epoch: u64,
     ) -> Result<Arc<Self>, VolumeError> {
         let Replayed { delta, spans, segments: log, next_seq, chain, last_uid } = replayed;
         let tail = Tail::new(next_seq, chain, last_uid, VecDeque::from(log));
@@ -193,7 +241,8 @@ impl Core {
                 ..Counters::default()
             },
             generation: AtomicU64::new(root.generation),
-            writer_epoch: root.writer_epoch + u64::from(mode == OpenMode::ReadWrite),
+            writer_epoch: last_epoch + u64::from(mode == OpenMode::ReadWrite),
+            mooring,
             header,
             gone: tokio::sync::watch::Sender::new(()),
         }))
@@ -231,8 +280,19 @@ impl Core {
             last_uid: crate::cipher::Uid::default(),
         };
         let uids = UidSource::new(surroundings)?;
-        let core =
-            Self::assemble(uids, store, header, keys, OpenMode::ReadOnly, reader, root, [0; 16], replayed)?;
+        let core = Self::assemble(
+            uids,
+            store,
+            header,
+            keys,
+            OpenMode::ReadOnly,
+            reader,
+            root,
+            [0; 16],
+            replayed,
+            None,
+            0,
+        )?;
         core.checkpointer.try_lock().expect("nobody else knows the core").previous.clear();
         Ok(core)
     }
@@ -265,6 +325,8 @@ impl Core {
         let many = checkpointer.replayed.len() >= SPANS_BEFORE_CHECKPOINT;
         self.claim_twice(&mut checkpointer).await?;
         drop(checkpointer);
+        // Whoever asked for an anchor is not served without one.
+        self.check_anchored()?;
         if many {
             self.checkpoint().await?;
         }
@@ -279,27 +341,51 @@ impl Core {
 }
 
 /// A root with all that hangs on it.
-struct LoadedRoot {
-    root: Root,
+pub(super) struct LoadedRoot {
+    pub(super) root: Root,
     /// The number that the next root's follows.
-    last_number: u64,
-    mac: [u8; 16],
-    segments: Segments,
+    pub(super) last_number: u64,
+    pub(super) mac: [u8; 16],
+    pub(super) segments: Segments,
+}
+
+/// The number that the next root's follows: that of the last root or, where the anchor holds a higher one, the
+/// first above it that leads to the same ring block. So a state that is taken in spite of its anchor is newer
+/// than what it was taken for, and no second block of the ring is ever torn.
+fn above_anchor(last_number: u64, anchored: Option<&Anchored>, rounds: u64) -> u64 {
+    let behind = anchored.map_or(0, |known| known.generation.min(GENERATION_MAX).saturating_sub(last_number));
+    last_number + behind.next_multiple_of(rounds)
+}
+
+/// A header that an anchored root would refuse.
+fn check_header(held: &Held, header: &Header) -> Result<(), VolumeError> {
+    let known = held.last.map_or(0, |anchored| anchored.header_generation);
+    if header.generation < known && held.accepted.is_none() {
+        return Err(VolumeError::HeaderRollback { found: header.generation, known });
+    }
+    Ok(())
 }
 
 /// Loads the newest root, or the one before it.
 ///
-/// Older ones are out of the question: the slots that they need may have been used again (c8).
+/// Older ones are out of the question: the slots that they need may have been used again (c8). So is one
+/// before the root `oldest` in the place of a newer one: that it is behind the anchor is then no rollback but
+/// damage of the newer one.
 async fn load(
     store: &Arc<dyn SlotStore>,
     header: &Header,
     keys: &VolumeKeys,
+    oldest: u64,
 ) -> Result<LoadedRoot, VolumeError> {
     let ring = read_ring(&**store, header, keys).await?;
     let mut reasons = Vec::new();
     for (block, mac) in ring.iter().take(2) {
         // Numbers that were tried in vain lie whole rounds apart; the root before is one block back.
         if (ring[0].0.generation - block.generation) % u64::from(header.ring_slots) > 1 {
+            break;
+        }
+        if block.generation < oldest && ring[0].0.generation >= oldest {
+            reasons.push(format!("root {} is older than the anchor allows", block.generation));
             break;
         }
         match load_root(&**store, header, keys, block).await {
@@ -318,6 +404,36 @@ async fn load(
     Err(VolumeError::NoRoot(reasons.join("; ")))
 }
 
+/// The ring as it stands on the store.
+pub(super) struct Ring {
+    /// Valid blocks with their codes, newest first.
+    pub(super) valid: Vec<(RingBlock, [u8; 16])>,
+    /// The others that are not empty, by their number in the ring.
+    pub(super) bad: Vec<(u64, FormatError)>,
+}
+
+/// Reads every block of the ring.
+pub(super) async fn read_ring_blocks(
+    store: &dyn SlotStore,
+    header: &Header,
+    keys: &VolumeKeys,
+) -> Result<Ring, VolumeError> {
+    let slots = u64::from(header.ring_slots);
+    let len = usize::try_from(slots).expect("at most 1024") * RING_BLOCK_LEN;
+    let bytes = read_store(store, header.ring_offset, len).await?;
+    let mut ring = Ring { valid: Vec::new(), bad: Vec::new() };
+    for (slot, block) in (0u64..).zip(bytes.chunks_exact(RING_BLOCK_LEN)) {
+        match RingBlock::decode(block, keys) {
+            Ok(Some((block, mac))) if block.generation % slots == slot => ring.valid.push((block, mac)),
+            Ok(None) => {}
+            Ok(Some(_)) => ring.bad.push((slot, FormatError::Authentication("ring block"))),
+            Err(source) => ring.bad.push((slot, source)),
+        }
+    }
+    ring.valid.sort_by_key(|(block, _)| std::cmp::Reverse(block.generation));
+    Ok(ring)
+}
+
 /// The valid ring blocks, newest first.
 ///
 /// Only the block behind the newest root's may be torn: a root is written while all others rest. Any
@@ -328,19 +444,7 @@ async fn read_ring(
     keys: &VolumeKeys,
 ) -> Result<Vec<(RingBlock, [u8; 16])>, VolumeError> {
     let slots = u64::from(header.ring_slots);
-    let len = usize::try_from(slots).expect("at most 1024") * RING_BLOCK_LEN;
-    let bytes = read_store(store, header.ring_offset, len).await?;
-    let mut valid = Vec::new();
-    let mut bad = Vec::new();
-    for (slot, block) in (0u64..).zip(bytes.chunks_exact(RING_BLOCK_LEN)) {
-        match RingBlock::decode(block, keys) {
-            Ok(Some((block, mac))) if block.generation % slots == slot => valid.push((block, mac)),
-            Ok(None) => {}
-            Ok(Some(_)) => bad.push((slot, FormatError::Authentication("ring block"))),
-            Err(source) => bad.push((slot, source)),
-        }
-    }
-    valid.sort_by_key(|(block, _)| std::cmp::Reverse(block.generation));
+    let Ring { valid, bad } = read_ring_blocks(store, header, keys).await?;
     let Some(newest) = valid.first().map(|(block, _)| block.generation) else {
         let why = bad.into_iter().map(|(slot, source)| format!("block {slot}: {source}")).collect::<Vec<_>>();
         let why = if why.is_empty() { "the root ring is empty".to_owned() } else { why.join("; ") };
@@ -355,27 +459,16 @@ async fn read_ring(
     Ok(valid)
 }
 
-async fn load_root(
+pub(super) async fn load_root(
     store: &dyn SlotStore,
     header: &Header,
     keys: &VolumeKeys,
     block: &RingBlock,
 ) -> Result<(Root, Segments), VolumeError> {
-    let stored = read_blob(store, header, &block.payload, crate::format::root::PAYLOAD_LEN_MAX).await?;
-    let key = keys.segment_key(SegmentKind::Index as u8, block.payload.uid);
-    let at = block.payload.phys + u64::from(block.payload.offset);
-    let root = Root::open(&key, block.payload.offset.into(), block.generation, &stored)
-        .map_err(|source| VolumeError::damaged("root payload", at, source))?;
-    check_root(header, &root)?;
+    let root = read_payload(store, header, keys, block).await?;
     let mut parts = Vec::with_capacity(root.table.len());
-    for (number, pointer) in (0u64..).zip(&root.table) {
-        let stored = read_blob(store, header, pointer, TABLE_PART_LEN_MAX).await?;
-        let key = keys.segment_key(SegmentKind::Index as u8, pointer.uid);
-        let at = pointer.phys + u64::from(pointer.offset);
-        let plaintext = open_table_part(&key, pointer.offset.into(), number, &stored)
-            .and_then(|plaintext| TablePart::decode(&plaintext))
-            .map_err(|source| VolumeError::damaged("segment table", at, source))?;
-        parts.push(plaintext);
+    for number in 0..root.table.len() {
+        parts.push(read_table_part(store, header, keys, &root, number).await?);
     }
     let segments = Segments::load(header.slots, &parts, |phys| header.slot_at(phys))
         .map_err(|BadTable(why)| VolumeError::Inconsistent(why))?;
@@ -388,6 +481,42 @@ async fn load_root(
         }
     }
     Ok((root, segments))
+}
+
+/// One part of the segment table that a root names.
+///
+/// # Panics
+/// When the root has no part of that number.
+pub(super) async fn read_table_part(
+    store: &dyn SlotStore,
+    header: &Header,
+    keys: &VolumeKeys,
+    root: &Root,
+    number: usize,
+) -> Result<TablePart, VolumeError> {
+    let pointer = &root.table[number];
+    let stored = read_blob(store, header, pointer, TABLE_PART_LEN_MAX).await?;
+    let key = keys.segment_key(SegmentKind::Index as u8, pointer.uid);
+    let at = pointer.phys + u64::from(pointer.offset);
+    open_table_part(&key, pointer.offset.into(), number as u64, &stored)
+        .and_then(|plaintext| TablePart::decode(&plaintext))
+        .map_err(|source| VolumeError::damaged("segment table", at, source))
+}
+
+/// What a ring block names.
+pub(super) async fn read_payload(
+    store: &dyn SlotStore,
+    header: &Header,
+    keys: &VolumeKeys,
+    block: &RingBlock,
+) -> Result<Root, VolumeError> {
+    let stored = read_blob(store, header, &block.payload, crate::format::root::PAYLOAD_LEN_MAX).await?;
+    let key = keys.segment_key(SegmentKind::Index as u8, block.payload.uid);
+    let at = block.payload.phys + u64::from(block.payload.offset);
+    let root = Root::open(&key, block.payload.offset.into(), block.generation, &stored)
+        .map_err(|source| VolumeError::damaged("root payload", at, source))?;
+    check_root(header, &root)?;
+    Ok(root)
 }
 
 fn check_root(header: &Header, root: &Root) -> Result<(), VolumeError> {

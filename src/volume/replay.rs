@@ -2,6 +2,7 @@
 //! where the log ends. What ends it is decided here: a torn tail is the end; a chunk that is missing
 //! although a later one proves that it was flushed is damage.
 
+use super::check::is_local;
 use super::delta::{Delta, Run};
 use super::io::{SegmentReader, read_store};
 use super::log::effects;
@@ -45,6 +46,10 @@ struct Replay<'a> {
     reader: &'a SegmentReader,
     out: Replayed,
     durable_seq: u64,
+    /// Whether damage ends the log, instead of being an error.
+    is_salvage: bool,
+    /// The damage that ended it.
+    damage: Option<VolumeError>,
 }
 
 /// Reads the log that `spans` name, adopting segments that follow them into the table.
@@ -53,6 +58,24 @@ pub(super) async fn replay(
     reader: &SegmentReader,
     spans: &[LogSpan],
 ) -> Result<Replayed, VolumeError> {
+    replay_as(header, reader, spans, false).await.map(|(replayed, _)| replayed)
+}
+
+/// The same as far as the log goes: what is damaged ends it, and is told.
+pub(super) async fn replay_what_is_whole(
+    header: &Header,
+    reader: &SegmentReader,
+    spans: &[LogSpan],
+) -> Result<(Replayed, Option<VolumeError>), VolumeError> {
+    replay_as(header, reader, spans, true).await
+}
+
+async fn replay_as(
+    header: &Header,
+    reader: &SegmentReader,
+    spans: &[LogSpan],
+    is_salvage: bool,
+) -> Result<(Replayed, Option<VolumeError>), VolumeError> {
     let first = spans.first();
     let out = Replayed {
         delta: Delta::default(),
@@ -62,14 +85,28 @@ pub(super) async fn replay(
         chain: first.map_or([0; 16], |span| span.chain),
         last_uid: first.map_or(Uid::default(), |span| span.uid),
     };
-    let mut replay = Replay { header, reader, durable_seq: 0, out };
+    let mut replay = Replay { header, reader, durable_seq: 0, out, is_salvage, damage: None };
     for span in spans {
-        replay.span(*span).await?;
+        if let Err(error) = replay.span(*span).await {
+            replay.ends_by(error)?;
+        }
+        if replay.damage.is_some() {
+            break;
+        }
     }
-    Ok(replay.out)
+    Ok((replay.out, replay.damage))
 }
 
 impl Replay<'_> {
+    /// Damage: the end of the log, or the end of everything.
+    fn ends_by(&mut self, error: VolumeError) -> Result<(), VolumeError> {
+        if !self.is_salvage || !is_local(&error) {
+            return Err(error);
+        }
+        self.damage.get_or_insert(error);
+        Ok(())
+    }
+
     /// Reads one span; an open one goes on into the segments announced behind it.
     async fn span(&mut self, span: LogSpan) -> Result<(), VolumeError> {
         if span.start_seq != self.out.next_seq || span.chain != self.out.chain {
@@ -83,7 +120,7 @@ impl Replay<'_> {
             if found.last().map_or(u64::from(span.start_offset), |chunk| chunk.end) != u64::from(end) {
                 let offset = span.phys + found.last().map_or(u64::from(span.start_offset), |chunk| chunk.end);
                 let source = FormatError::Authentication("chunk");
-                return Err(VolumeError::damaged("closed log", offset, source));
+                self.ends_by(VolumeError::damaged("closed log", offset, source))?;
             }
             self.take(span, found);
             return Ok(());
@@ -92,14 +129,20 @@ impl Replay<'_> {
         let mut next = Some(span);
         let (mut seq, mut chain) = (self.out.next_seq, self.out.chain);
         while let Some(span) = next {
-            let found = self.segment(span, self.reader.segment_bytes).await?;
+            let found = match self.segment(span, self.reader.segment_bytes).await {
+                Ok(found) => found,
+                Err(error) => {
+                    self.ends_by(error)?;
+                    break;
+                }
+            };
             if let Some(last) = found.last() {
                 (seq, chain) = (last.seq + 1, last.tag);
             }
             tail.push((span, found));
             next = self.announced(&span, seq, chain).await?;
         }
-        self.end_of_log(tail).await
+        if tail.is_empty() { Ok(()) } else { self.end_of_log(tail).await }
     }
 
     /// The chunks of one segment from the span's start on, as far as they follow one another.
@@ -123,7 +166,25 @@ impl Replay<'_> {
 
     async fn load(&self, phys: u64, start: u64, end: u64) -> Result<Vec<u8>, VolumeError> {
         let len = usize::try_from(end - start).expect("segments are at most 64 MiB");
-        Ok(read_store(&*self.reader.store, phys + start, len).await?)
+        match read_store(&*self.reader.store, phys + start, len).await.map_err(VolumeError::from) {
+            Err(error) if self.is_salvage && is_local(&error) => {
+                Ok(self.load_readable(phys + start, len).await)
+            }
+            read => read,
+        }
+    }
+
+    /// What of a range can be read; nothing authenticates where the zeros stand that take the place of the rest.
+    async fn load_readable(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let mut at = at;
+        for piece in bytes.chunks_mut(self.header.align as usize) {
+            if let Ok(read) = read_store(&*self.reader.store, at, piece.len()).await {
+                piece.copy_from_slice(&read);
+            }
+            at += piece.len() as u64;
+        }
+        bytes
     }
 
     /// The chunk at `offset`, if an authentic one starts there, and the tag that it names as the
@@ -237,10 +298,13 @@ impl Replay<'_> {
             (*span, found.last().map_or(span.start_seq, |chunk| chunk.seq + 1), end, end)
         });
         if let Some(later) = self.later_proof(&span, from, missing).await? {
-            return Err(VolumeError::LogDamaged { seq: missing, offset: span.phys + offset, later });
+            let offset = span.phys + offset;
+            self.ends_by(VolumeError::LogDamaged { seq: missing, offset, later })?;
         }
-        if let Some((span, found)) = tail.last() {
-            self.check_last_header(span, found, durable).await?;
+        if let Some((span, found)) = tail.last()
+            && let Err(error) = self.check_last_header(span, found, durable).await
+        {
+            self.ends_by(error)?;
         }
         self.durable_seq = durable;
         for (span, found) in tail {

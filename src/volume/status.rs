@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::anchor::AnchorStatus;
 use super::{OpenMode, Volume};
 use crate::format::segment::SegmentKind;
 
@@ -34,6 +35,9 @@ pub struct VolumeStatus {
     pub authentication_failures: u64,
     /// Messages sealed under the active key, counted up front.
     pub sealed_messages: u64,
+    /// What its anchor knows; `None` without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<AnchorStatus>,
 }
 
 /// Use of the store, in segments and bytes.
@@ -110,6 +114,7 @@ impl Volume {
                 .then(|| store_bytes_written as f64 / bytes_written as f64),
             authentication_failures: count(&core.counters.authentication_failures),
             sealed_messages: count(&core.counters.sealed_messages),
+            anchor: self.anchor_status(),
         }
     }
 }

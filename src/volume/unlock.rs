@@ -270,6 +270,25 @@ pub fn wrap_context(header: &Header) -> WrapContext {
     WrapContext { volume: header.volume, epoch: header.active_epoch, suite: SUITE_AES_256_GCM_HKDF_SHA256 }
 }
 
+/// Both copies by their place on the store, each authenticated with keys that are known already.
+pub(super) async fn examine_copies(
+    store: &dyn SlotStore,
+    keys: &VolumeKeys,
+) -> Result<Vec<(u64, Result<Header, FormatError>)>, VolumeError> {
+    let mut found = Vec::with_capacity(HEADER_OFFSETS.len());
+    for offset in HEADER_OFFSETS {
+        let copy = match read_store(store, offset, HEADER_LEN).await {
+            Ok(bytes) => UnverifiedHeader::decode(&bytes).and_then(|copy| copy.verify(keys)),
+            Err(StoreError::OutOfRange { .. } | StoreError::ShortRead { .. }) => {
+                Err(FormatError::Truncated("header"))
+            }
+            Err(error) => return Err(error.into()),
+        };
+        found.push((offset, copy));
+    }
+    Ok(found)
+}
+
 /// Writes the next generation of a header: the copy that is older first, a flush, then the other, so
 /// that at any moment one copy is whole.
 ///

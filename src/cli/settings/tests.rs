@@ -60,7 +60,7 @@ fn an_unknown_key_is_told_with_its_line_and_what_it_may_have_meant() {
         (
             volume("lease = 'exclusive'"),
             "f:3: unknown key lease in [volume.db1]; \
-             known are backend, uuid, slots, listen, rotate_kek, read_only",
+             known are backend, uuid, slots, listen, rotate_kek, read_only, anchor",
         ),
         ("[vollume.db1]\n".into(), "f:1: unknown section vollume; is it volume?"),
         (

@@ -36,6 +36,8 @@ pub(in crate::cli) struct VolumeSettings {
     pub(in crate::cli) rotate_kek: Option<Duration>,
     /// It is served for reading only.
     pub(in crate::cli) read_only: bool,
+    /// Where its newest root is remembered.
+    pub(in crate::cli) anchor: Option<PathBuf>,
     /// Where this stands.
     pub(in crate::cli) origin: Origin,
 }
@@ -73,6 +75,7 @@ impl Draft {
         let listen = section.parsed("listen", listen);
         let rotate_kek = section.parsed("rotate_kek", period);
         let read_only = section.flag("read_only").unwrap_or(false);
+        let anchor = section.parsed("anchor", super::absolute);
         if backend.is_none() && !section.has_problems() {
             section.wrong(None, "a volume needs its backend".into());
         }
@@ -85,6 +88,7 @@ impl Draft {
             listen: listen.map(|listen| listen.value),
             rotate_kek: rotate_kek.map(|period| period.value),
             read_only,
+            anchor: anchor.map(|anchor| anchor.value),
             origin: Origin { file: file.to_owned(), line },
         };
         Some(Self { settings, slots })
