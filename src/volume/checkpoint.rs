@@ -83,6 +83,8 @@ impl Core {
     pub(super) async fn close(self: &Arc<Self>) -> Result<(), VolumeError> {
         // When that fails, the last root leaves the failed chunk to the next session's replay.
         let _repaired = self.repair().await;
+        // Held to the end: nothing is moved any more.
+        let _still = self.reclaimer.lock().await;
         let mut checkpointer = self.checkpointer.lock().await;
         let (before, waiting) = {
             let mut queue = self.queue();

@@ -297,19 +297,22 @@ impl Drop for Uncommitted<'_> {
 }
 
 /// Takes as many parts as one chunk in `room` bytes holds; the last may be cut. Where data does not fit,
-/// the others go in front of it: requests that were not answered yet may take effect in any order.
+/// the others go in front of it, unless they overlap: a part may hold bytes of its sectors that were there before.
 fn take_parts(waiting: &mut VecDeque<Part>, room: u64, align: usize, data_fits: bool) -> Vec<Part> {
     let room = usize::try_from(room).expect("segments are at most 64 MiB");
     let mut taken: Vec<Part> = Vec::new();
     let mut records = 0;
     let mut next = 0;
+    let mut passed: Vec<SectorRange> = Vec::new();
     while let Some(part) = waiting.get_mut(next) {
         let wanted = part.records.len() / RECORD_LEN;
         let entries = taken.len() + 1;
         if entries > ENTRIES_MAX {
             break;
         }
-        if part.brings_data() && !data_fits {
+        let overlaps = |earlier: &SectorRange| earlier.overlaps(part.sectors);
+        if !data_fits && (part.brings_data() || passed.iter().any(overlaps)) {
+            passed.push(part.sectors);
             next += 1;
             continue;
         }

@@ -27,17 +27,24 @@ const CHECKPOINT_BYTES_IDLE: u64 = 64 << 20;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 /// Reserved slots left that start one: the next root reserves more.
 const SLOTS_LOW: usize = 8;
-/// Batches of moves in a row that may fail to make room before writers are told that there is none.
+/// Batches of moves in a row that may fail to make room before that is given up, and writers that wait for
+/// it are told that there is none.
 const FRUITLESS_MAX: u32 = 8;
+
+/// Times that roots alone are tried for writers that wait. What one root makes superfluous, such as the table
+/// of the root before, is dead to the next, free to the one after, and reserved for the log by one more.
+const ROOTS_MAX: u32 = 3;
 
 /// What the background task remembers from round to round.
 struct Rounds {
     last_checkpoint: Instant,
-    /// The most slots in no use since writers began to wait, and batches since without more.
+    /// The last chunk of the log when a batch of moves last ended, the most slots in no use since that chunk,
+    /// and the batches since that brought no more.
+    written: u64,
     best: u64,
     fruitless: u32,
-    /// Whether roots alone were tried since writers began to wait.
-    rooted: bool,
+    /// How often roots alone were tried since writers began to wait.
+    rooted: u32,
     /// The root at which no segment was worth emptying; before the next one it is not looked again.
     nothing_at: Option<u64>,
 }
@@ -56,8 +63,14 @@ impl Core {
         let wake = self.wake.clone();
         tokio::spawn(async move {
             let now = Instant::now();
-            let mut rounds =
-                Rounds { last_checkpoint: now, best: 0, fruitless: 0, rooted: false, nothing_at: None };
+            let mut rounds = Rounds {
+                last_checkpoint: now,
+                written: 0,
+                best: 0,
+                fruitless: 0,
+                rooted: 0,
+                nothing_at: None,
+            };
             let mut next = Next::Wait;
             loop {
                 let ticked =
@@ -118,21 +131,27 @@ impl Core {
     /// Makes room where it is low or writers wait for it: one chunk of moves, or the roots that free what
     /// was emptied.
     async fn gain_room(self: &Arc<Self>, rounds: &mut Rounds) -> Next {
+        let mut reclaimer = self.reclaimer.lock().await;
+        if matches!(self.queue().health, Health::Stopped(_)) {
+            // Closed while this waited: nothing may reach the store any more.
+            return Next::Wait;
+        }
         let unused = self.segments.table_mut().take_unread();
         self.drop_and_release(unused).await;
+        // Room may have come between a writer's look at it and its wait.
+        self.resume_stalled();
         let stalled = self.queue().stalled;
         if !stalled {
-            (rounds.best, rounds.fruitless, rounds.rooted) = (0, 0, false);
+            rounds.rooted = 0;
         }
-        let mut reclaimer = self.reclaimer.lock().await;
         let root = self.generation.load(Ordering::Relaxed);
         let needless = !self.space_is_low() || rounds.nothing_at == Some(root);
         if !stalled && !reclaimer.is_going() && needless {
             return Next::Wait;
         }
-        if stalled && !rounds.rooted && !reclaimer.is_going() {
+        if stalled && rounds.rooted == 0 && !reclaimer.is_going() {
             // What is dead already needs no moving.
-            rounds.rooted = true;
+            rounds.rooted += 1;
             return self.roots(stalled).await;
         }
         let step = reclaimer.step(self).await;
@@ -145,12 +164,26 @@ impl Core {
             Ok(Step::Finished) | Err(VolumeError::NoSpace) => {
                 let next = self.roots(stalled).await;
                 let unused = self.segments.table().unused();
-                rounds.fruitless = if unused > rounds.best { 0 } else { rounds.fruitless + 1 };
-                rounds.best = rounds.best.max(unused);
-                if stalled && rounds.fruitless > FRUITLESS_MAX {
-                    self.no_room().await;
+                let written = self.queue().completed_seq();
+                let gained = unused > rounds.best || written != rounds.written;
+                rounds.fruitless = if gained { 0 } else { rounds.fruitless + 1 };
+                // What writers took in the meantime was a gain, too.
+                rounds.best = if written == rounds.written { rounds.best.max(unused) } else { unused };
+                rounds.written = written;
+                if rounds.fruitless <= FRUITLESS_MAX {
+                    return next;
                 }
-                next
+                if stalled {
+                    self.no_room().await;
+                    return next;
+                }
+                // Nobody waits for it: looked again when something has changed.
+                rounds.nothing_at = Some(self.generation.load(Ordering::Relaxed));
+                Next::Wait
+            }
+            Ok(Step::Nothing) if stalled && rounds.rooted < ROOTS_MAX => {
+                rounds.rooted += 1;
+                self.roots(stalled).await
             }
             Ok(Step::Nothing) if stalled => {
                 self.no_room().await;
