@@ -94,7 +94,7 @@ async fn overwrite(volume: Volume, writer: u64, end: Arc<AtomicBool>, written: A
         let size = 4 * SIZE;
         let (lba, count) = ((state >> 33) % (size / 4096 - 16), 1 + (state >> 20) % 16);
         let range = ByteRange::within(lba * 4096, count * 4096, size).unwrap();
-        if state % 16 == 0 {
+        if state.is_multiple_of(16) {
             volume.trim(range, Durability::Accepted).await.unwrap();
         } else {
             let data = vec![state as u8; range.len() as usize];

@@ -188,7 +188,7 @@ async fn suspending_ends_a_check_and_does_not_wait_for_it() {
 async fn requests_are_answered_while_a_check_waits_for_the_store() {
     let desk = Desk::new().await;
     let checking = desk.checking().await;
-    soon("a write", put(&desk.gate, 9, 3)).await.unwrap();
+    soon("a write", Box::pin(put(&desk.gate, 9, 3))).await.unwrap();
     desk.store.holding.send_replace(false);
     assert!(soon("the check", checking).await.unwrap().unwrap().is_clean());
     assert_eq!(fill_of(&desk.gate, 9).await.unwrap(), 3);
