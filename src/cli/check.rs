@@ -235,7 +235,7 @@ fn prose(report: &Report) -> String {
         None => format!("root {}\n", report.root),
     };
     text.push_str(&format!(
-        "{} segments, {} index pages, {} sectors in the index\nin the log behind it: {} chunks, {} sectors\n",
+        "{} segment headers, {} index pages, {} sectors in the index\nin the log behind it: {} chunks, {} sectors\n",
         report.segments, report.pages, report.mapped_sectors, report.log.chunks, report.log.sectors
     ));
     if report.deep {
