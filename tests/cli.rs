@@ -12,6 +12,8 @@ mod anchored;
 mod audit;
 #[path = "cli/backends.rs"]
 mod backends;
+#[path = "cli/checking.rs"]
+mod checking;
 #[path = "cli/config.rs"]
 mod config;
 #[path = "cli/desk.rs"]
@@ -48,6 +50,8 @@ mod revoking;
 mod rotating;
 #[path = "cli/rotating_all.rs"]
 mod rotating_all;
+#[path = "cli/salvaging.rs"]
+mod salvaging;
 #[path = "cli/secrecy.rs"]
 mod secrecy;
 #[path = "cli/serving.rs"]

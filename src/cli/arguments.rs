@@ -274,6 +274,11 @@ impl Command {
         }
     }
 
+    /// Whether a server that has the key may do it all.
+    pub(super) fn may_ask_the_server(&self) -> bool {
+        matches!(self, Self::Check(_))
+    }
+
     /// What a volume that is behind its anchor leads to.
     pub(super) fn on_rollback(&self) -> OnRollback {
         match self {

@@ -9,6 +9,7 @@ use super::arguments::CheckOptions;
 use super::context::Context;
 use super::home::serving;
 use super::inspect::uuid_text;
+use super::named;
 use super::open::{self, Backend};
 use super::outcome::{EXIT_INTEGRITY, EXIT_PARTLY, EXIT_ROLLBACK, Failure};
 use super::salvage;
@@ -65,6 +66,9 @@ pub(super) async fn run(options: &CheckOptions, context: &Context) -> Result<Exi
         return online(options, &seen, server, context).await;
     }
     drop(seen);
+    if options.slot.slots.is_empty() {
+        return Err(named::no_slot("check "));
+    }
     let backend = open::backend(&options.backend.backend, Access::ReadOnly).await?;
     let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
     let unlocked = backend.unlock(&managers, context).await?;
@@ -231,7 +235,7 @@ fn prose(report: &Report) -> String {
         None => format!("root {}\n", report.root),
     };
     text.push_str(&format!(
-        "{} segments, {} index pages, {} sectors in the index\nin the log behind it: {} chunks, {} sectors\n",
+        "{} segment headers, {} index pages, {} sectors in the index\nin the log behind it: {} chunks, {} sectors\n",
         report.segments, report.pages, report.mapped_sectors, report.log.chunks, report.log.sectors
     ));
     if report.deep {

@@ -133,8 +133,13 @@ async fn restore(options: &HeaderRestoreOptions, context: &Context) -> Result<Ex
         )?;
     }
     let known = Volume::header_generation_of_root(&*backend.store, &unlocked).await?;
-    context.trail.begin()?;
     unlocked.header.generation = unlocked.header.generation.max(present).max(known);
+    if let Some(anchoring) = context.anchoring(&backend.uri) {
+        // A header is not put on a state that is refused behind it.
+        let held = Volume::held_against(&*backend.store, &unlocked, &anchoring).await;
+        held.map_err(|error| Failure::from(error).of(&backend.uri))?;
+    }
+    context.trail.begin()?;
     write_header(&*backend.store, &mut unlocked.header, &unlocked.keys).await?;
     let proved = read_header(&*backend.store).await?.unlock(context.engine, &managers).await?;
     let header = proved.header.clone();

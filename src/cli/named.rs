@@ -27,6 +27,7 @@ pub(super) fn complete(
     output: &Output,
     verb: &str,
 ) -> Result<(), Failure> {
+    let may_be_asked = command.may_ask_the_server();
     let (backends, slots) = command.volumes();
     let mut configured = Vec::new();
     for backend in backends {
@@ -46,16 +47,21 @@ pub(super) fn complete(
         }
     }
     match slots {
-        Some(slots) if slots.is_empty() && configured.is_empty() => Err(Failure::usage(
-            "missing: --slot, and the configuration has no slots for the volume",
-            format!("sealbd {verb}--help shows --slot; or write slots = [\"SPEC\"] into its [volume.NAME]"),
-        )),
+        Some(slots) if slots.is_empty() && configured.is_empty() && !may_be_asked => Err(no_slot(verb)),
         Some(slots) if slots.is_empty() => {
             *slots = configured;
             Ok(())
         }
         _ => Ok(()),
     }
+}
+
+/// A key is needed and neither given nor configured.
+pub(super) fn no_slot(verb: &str) -> Failure {
+    Failure::usage(
+        "missing: --slot, and the configuration has no slots for the volume",
+        format!("sealbd {verb}--help shows --slot; or write slots = [\"SPEC\"] into its [volume.NAME]"),
+    )
 }
 
 /// The configured volume that a word names, if it names one.

@@ -1,6 +1,9 @@
 //! Verifying a volume while it is served: progress about once a second, then what was found in pieces, then the
 //! end of the report (docs/CONTROL.md §3).
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -131,8 +131,15 @@ pub struct Anchoring {
 
 impl Anchoring {
     /// Refuses a store that is behind `anchor`.
+    #[must_use]
     pub fn refusing(anchor: Arc<dyn Anchor>) -> Self {
         Self { anchor, on_rollback: OnRollback::Refuse }
+    }
+
+    /// What the anchor remembers of a volume, if it answers in time.
+    pub(super) async fn load(&self, volume: [u8; 16]) -> Result<Option<Anchored>, AnchorError> {
+        let loaded = tokio::time::timeout(ANCHOR_WITHIN, self.anchor.load(volume)).await;
+        loaded.unwrap_or(Err(AnchorError::TimedOut(ANCHOR_WITHIN)))
     }
 }
 

@@ -100,7 +100,7 @@ impl Volume {
             return Err(VolumeError::StoreTooSmall { found: size, needed: header.store_bytes() });
         }
         let anchored = match &anchoring {
-            Some(Anchoring { anchor, .. }) => anchor.load(header.volume).await?,
+            Some(anchoring) => anchoring.load(header.volume).await?,
             None => None,
         };
         let refusing = anchoring.as_ref().is_some_and(|to| to.on_rollback == OnRollback::Refuse);
@@ -169,7 +169,7 @@ impl Volume {
         anchoring: &Anchoring,
     ) -> Result<(), VolumeError> {
         let Unlocked { header, keys, .. } = unlocked;
-        let Some(anchored) = anchoring.anchor.load(header.volume).await? else { return Ok(()) };
+        let Some(anchored) = anchoring.load(header.volume).await? else { return Ok(()) };
         let Ok(ring) = read_ring(store, header, keys).await else { return Ok(()) };
         let Some((block, mac)) = ring.first() else { return Ok(()) };
         let Ok(root) = read_payload(store, header, keys, block).await else { return Ok(()) };

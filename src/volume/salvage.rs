@@ -63,7 +63,10 @@ impl Volume {
         if size < needed {
             tell(&mut findings, Structure::SegmentTable, None, too_small().to_string());
         }
-        let ring = read_ring_blocks(&*store, &header, &keys).await?;
+        let ring = match read_ring_blocks(&*store, &header, &keys).await {
+            Err(error) if size < needed && is_local(&error) => return Err(too_small()),
+            ring => ring?,
+        };
         let Some(newest) = ring.valid.first().map(|(block, _)| block.generation) else {
             return Err(VolumeError::NoRoot("no block of the root ring is whole".into()));
         };

@@ -33,6 +33,7 @@ fn a_backend_put_back_is_refused_until_it_is_accepted_and_refused_again_after_th
     let log = session(&desk, 1, &[]);
     assert!(log.contains("taken on trust"), "{log}");
     assert!(anchor_file(&desk).exists());
+    desk.ok(&["header", "backup", "vol", "backup"]);
     let old = desk.bytes("vol");
     assert!(!session(&desk, 2, &[]).contains("made; this state"), "told once");
     put_back(&desk, &old);
@@ -48,6 +49,10 @@ fn a_backend_put_back_is_refused_until_it_is_accepted_and_refused_again_after_th
     let add = ["key", "add", "vol", "--anchor", "anchors", "--new-slot", "keyfile:two"];
     let before = desk.bytes("vol");
     desk.fails(9, "(rollback)", &[&add[..], &KEY].concat());
+    assert!(desk.bytes("vol") == before, "nothing was written");
+
+    let restore = ["header", "restore", "vol", "backup", "--yes", "--anchor", "anchors"];
+    desk.fails(9, "(rollback)", &[&restore[..], &KEY].concat());
     assert!(desk.bytes("vol") == before, "nothing was written");
 
     let log = session(&desk, 3, &["--accept-rollback"]);

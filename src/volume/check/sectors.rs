@@ -1,6 +1,7 @@
 //! Every sector as readers see it now, read and authenticated, whether the index or the log has it.
 
 use futures_util::{StreamExt, stream};
+use tokio::task::yield_now;
 
 use super::is_local;
 use super::report::CheckReport;
@@ -99,11 +100,14 @@ impl Core {
                 let (sectors, bytes, damaged) = piece?;
                 take(Piece { sectors, bytes: &bytes, damaged: &damaged })?;
                 progress(sectors.end().0 * SECTOR_BYTES);
+                // A store that never waits must not keep others waiting.
+                yield_now().await;
             }
             drop(read);
             drop(guard);
             at = next;
             progress(at * SECTOR_BYTES);
+            yield_now().await;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use futures_util::{StreamExt, stream};
+use tokio::task::yield_now;
 
 use super::report::{CheckReport, Structure};
 use super::walk::Walk;
@@ -234,6 +235,8 @@ impl Core {
         let mut read = stream::iter(reads).buffered(HEADERS_AT_ONCE_MAX);
         while let Some((row, found)) = read.next().await {
             still.check()?;
+            // A store that never waits must not keep others waiting.
+            yield_now().await;
             match found {
                 Ok(()) => report.segments += 1,
                 Err(error) if is_local(&error) => report.warning(
