@@ -51,6 +51,8 @@ pub struct Setting {
     pub io_bytes_max: u32,
     /// See [`Manners`].
     pub manners: Manners,
+    /// Whether the volume begins with all of it written.
+    pub begins_full: bool,
     /// Requests under way at once.
     pub depth: usize,
     /// Sectors that half of all requests go to.
@@ -68,7 +70,7 @@ impl Setting {
     /// Never: the sizes chosen are allowed.
     #[must_use]
     pub fn new(profile: Profile, dice: &mut Dice) -> Self {
-        let export_bytes = dice.pick(&[1 << 20, 2 << 20, 4 << 20, 6 << 20]);
+        let export_bytes = dice.pick(&[1, 1, 2, 2, 4, 4, 6, 8, 16]) << 20;
         let geometry = Geometry::for_export(export_bytes).expect("an allowed size");
         let manners =
             Manners { latency_ms_max: dice.pick(&[0, 2, 5, 20, 80]), lies: profile == Profile::Lying };
@@ -78,6 +80,7 @@ impl Setting {
             align: dice.pick(&[512, 4096, 4096]),
             io_bytes_max: dice.pick(&[64 << 10, 1 << 20, 8 << 20, 8 << 20]),
             manners,
+            begins_full: dice.one_in(2),
             depth: dice.pick(&[1, 2, 4, 8, 16, 32]),
             may_be_full: false,
             hot_sectors: dice.pick(&[4, 16, 64]),

@@ -136,7 +136,7 @@ fn trouble_of(profile: Profile, dice: &mut Dice) -> Action {
         Profile::Failing => {
             let operation =
                 dice.pick(&[Operation::Read, Operation::Write, Operation::Write, Operation::Sync]);
-            Action::Fail { operation, count: dice.pick(&[1, 1, 2, 5]) }
+            Action::Fail { operation, count: dice.pick(&[1, 1, 2, 5, 500]) }
         }
         Profile::Hostile if dice.one_in(6) => Action::RollBackUnder,
         Profile::Hostile => Action::WrongReads { count: dice.pick(&[1, 3, 20]) },
