@@ -77,7 +77,7 @@ impl Plan {
     /// # Panics
     /// When the runtime cannot be made.
     pub fn play(&self) -> Result<Tally, Failure> {
-        panics::note();
+        panics::note(self.seed);
         let steps: Vec<Step> = self.steps.iter().map(|(_, step)| *step).collect();
         let at = Cell::new(0);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

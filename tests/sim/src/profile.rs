@@ -51,6 +51,8 @@ pub struct Setting {
     pub io_bytes_max: u32,
     /// See [`Manners`].
     pub manners: Manners,
+    /// Sessions are long: reclaim has more to do than recovery.
+    pub calm: bool,
     /// Whether the volume begins with all of it written.
     pub begins_full: bool,
     /// Requests under way at once.
@@ -74,17 +76,19 @@ impl Setting {
         let geometry = Geometry::for_export(export_bytes).expect("an allowed size");
         let manners =
             Manners { latency_ms_max: dice.pick(&[0, 2, 5, 20, 80]), lies: profile == Profile::Lying };
+        let calm = dice.one_in(3);
         Self {
             profile,
             geometry,
             align: dice.pick(&[512, 4096, 4096]),
             io_bytes_max: dice.pick(&[64 << 10, 1 << 20, 8 << 20, 8 << 20]),
             manners,
+            calm,
             begins_full: dice.one_in(2),
             depth: dice.pick(&[1, 2, 4, 8, 16, 32]),
             may_be_full: false,
             hot_sectors: dice.pick(&[4, 16, 64]),
-            large_percent: dice.pick(&[2, 10, 30]),
+            large_percent: if calm { 40 } else { dice.pick(&[2, 10, 30]) },
         }
     }
 

@@ -100,11 +100,11 @@ impl Step {
             (6, Kind::Check),
             (60, Kind::Wait),
             (10, Kind::Verify),
-            (8, Kind::Close),
-            (8, Kind::Kill),
-            (14, Kind::PowerLoss),
+            (if setting.calm { 1 } else { 8 }, Kind::Close),
+            (if setting.calm { 1 } else { 8 }, Kind::Kill),
+            (if setting.calm { 2 } else { 14 }, Kind::PowerLoss),
             (10, Kind::Snapshot),
-            (4, Kind::RollBack),
+            (if setting.calm { 1 } else { 4 }, Kind::RollBack),
             (trouble, Kind::Trouble),
         ]);
         let (offset, len) = place(setting, dice);
