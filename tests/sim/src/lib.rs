@@ -54,7 +54,11 @@ impl Plan {
     pub fn new(seed: u64, steps: usize, profile: Option<Profile>) -> Self {
         let mut dice = Dice::new(seed);
         let setting = Setting::new(profile.unwrap_or_else(|| Profile::of_seed(seed)), &mut dice);
-        let steps = (0..steps).map(|number| (number, Step::random(&setting, &mut dice))).collect();
+        let mut steps: Vec<(usize, Step)> =
+            (0..steps).map(|number| (number, Step::random(&setting, &mut dice))).collect();
+        if let Some((_, first)) = steps.first_mut().filter(|_| setting.begins_full) {
+            first.action = Action::Write { offset: 0, len: setting.geometry.export_bytes, fua: true };
+        }
         Self { seed, setting, steps }
     }
 
@@ -73,7 +77,7 @@ impl Plan {
     /// # Panics
     /// When the runtime cannot be made.
     pub fn play(&self) -> Result<Tally, Failure> {
-        panics::note();
+        panics::note(self.seed);
         let steps: Vec<Step> = self.steps.iter().map(|(_, step)| *step).collect();
         let at = Cell::new(0);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

@@ -51,6 +51,10 @@ pub struct Setting {
     pub io_bytes_max: u32,
     /// See [`Manners`].
     pub manners: Manners,
+    /// Sessions are long: reclaim has more to do than recovery.
+    pub calm: bool,
+    /// Whether the volume begins with all of it written.
+    pub begins_full: bool,
     /// Requests under way at once.
     pub depth: usize,
     /// Sectors that half of all requests go to.
@@ -68,20 +72,23 @@ impl Setting {
     /// Never: the sizes chosen are allowed.
     #[must_use]
     pub fn new(profile: Profile, dice: &mut Dice) -> Self {
-        let export_bytes = dice.pick(&[1 << 20, 2 << 20, 4 << 20, 6 << 20]);
+        let export_bytes = dice.pick(&[1, 1, 2, 2, 4, 4, 6, 8, 16]) << 20;
         let geometry = Geometry::for_export(export_bytes).expect("an allowed size");
         let manners =
             Manners { latency_ms_max: dice.pick(&[0, 2, 5, 20, 80]), lies: profile == Profile::Lying };
+        let calm = dice.one_in(3);
         Self {
             profile,
             geometry,
             align: dice.pick(&[512, 4096, 4096]),
             io_bytes_max: dice.pick(&[64 << 10, 1 << 20, 8 << 20, 8 << 20]),
             manners,
+            calm,
+            begins_full: dice.one_in(2),
             depth: dice.pick(&[1, 2, 4, 8, 16, 32]),
             may_be_full: false,
             hot_sectors: dice.pick(&[4, 16, 64]),
-            large_percent: dice.pick(&[2, 10, 30]),
+            large_percent: if calm { 40 } else { dice.pick(&[2, 10, 30]) },
         }
     }
 

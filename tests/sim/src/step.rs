@@ -100,11 +100,11 @@ impl Step {
             (6, Kind::Check),
             (60, Kind::Wait),
             (10, Kind::Verify),
-            (8, Kind::Close),
-            (8, Kind::Kill),
-            (14, Kind::PowerLoss),
+            (if setting.calm { 1 } else { 8 }, Kind::Close),
+            (if setting.calm { 1 } else { 8 }, Kind::Kill),
+            (if setting.calm { 2 } else { 14 }, Kind::PowerLoss),
             (10, Kind::Snapshot),
-            (4, Kind::RollBack),
+            (if setting.calm { 1 } else { 4 }, Kind::RollBack),
             (trouble, Kind::Trouble),
         ]);
         let (offset, len) = place(setting, dice);
@@ -136,7 +136,7 @@ fn trouble_of(profile: Profile, dice: &mut Dice) -> Action {
         Profile::Failing => {
             let operation =
                 dice.pick(&[Operation::Read, Operation::Write, Operation::Write, Operation::Sync]);
-            Action::Fail { operation, count: dice.pick(&[1, 1, 2, 5]) }
+            Action::Fail { operation, count: dice.pick(&[1, 1, 2, 5, 500]) }
         }
         Profile::Hostile if dice.one_in(6) => Action::RollBackUnder,
         Profile::Hostile => Action::WrongReads { count: dice.pick(&[1, 3, 20]) },

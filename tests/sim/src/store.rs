@@ -75,6 +75,8 @@ pub(crate) struct State {
     wrong_reads: u32,
     /// Where wrong answers come from.
     older: Option<Image>,
+    /// A sync failed in this session: so does every later one, as the contract has it.
+    sync_failed: bool,
     /// A sync failed and took with it some of what was not durable.
     cache_lost: bool,
     /// Times that the store did not do what a good one does.
@@ -141,6 +143,7 @@ impl Medium {
             faults: BTreeMap::new(),
             wrong_reads: 0,
             older: None,
+            sync_failed: false,
             cache_lost: false,
             troubles: 0,
             trace: Trace(0),
@@ -161,6 +164,7 @@ impl Medium {
         state.zombie = None;
         state.faults.clear();
         state.wrong_reads = 0;
+        state.sync_failed = false;
         let number = state.owner;
         let State { watch, now, .. } = &mut *state;
         watch.reload(now);

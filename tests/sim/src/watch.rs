@@ -7,7 +7,7 @@
 //!
 //! Roots are read with the engine's own decoders; what they say of slots is taken from their tables.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sealbd::cipher::{Uid, VolumeKeys};
@@ -18,6 +18,9 @@ use sealbd::format::table::TablePart;
 
 use crate::failure::Violation;
 use crate::store::Image;
+
+/// Slots from which on there are enough for a claim: three, and as many as the log may have taken since the root.
+const FREE_FOR_CLAIMS: u64 = 6;
 
 /// See the module.
 #[derive(Default)]
@@ -128,7 +131,7 @@ impl Watch {
             self.report("I3 (R3)", format!("the uid of slot {slot} was that of slot {} before", home.1));
         }
         self.opened.insert((session, slot), uid);
-        self.is_free(slot, Some(uid), "used anew");
+        self.is_free(session, slot, Some(uid), "used anew");
         let newest = self.roots[0].as_ref().filter(|_| self.strict && self.claimed.contains(&session));
         if let Some(root) = newest.filter(|_| kind == SegmentKind::Log as u8) {
             let known = root.used.get(&slot).is_some_and(|known| known.0 == uid);
@@ -141,18 +144,23 @@ impl Watch {
     }
 
     /// A session gives a slot back.
-    pub(crate) fn discard(&mut self, _session: u32, offset: u64) {
+    pub(crate) fn discard(&mut self, session: u32, offset: u64) {
         let Some((header, _)) = &self.volume else { return };
         if let Some(slot) = header.slot_at(offset) {
-            self.is_free(slot, None, "given back");
+            self.is_free(session, slot, None, "given back");
         }
     }
 
-    fn is_free(&mut self, slot: u64, uid: Option<[u8; 16]>, what: &str) {
-        if !self.strict {
-            return;
-        }
+    fn is_free(&mut self, session: u32, slot: u64, uid: Option<[u8; 16]>, what: &str) {
+        let (true, Some((header, _))) = (self.strict, &self.volume) else { return };
+        let taken = self.roots.iter().flatten().flat_map(|root| root.used.keys());
+        let free = header.slots - taken.collect::<BTreeSet<_>>().len() as u64;
+        // A session that finds the volume full gives the root before the last up for its claim (§10).
+        let full = free < FREE_FOR_CLAIMS && !self.claimed.contains(&session);
         for (root, which) in self.roots.iter().flatten().zip(["newest durable root", "root before it"]) {
+            if full && which == "root before it" {
+                continue;
+            }
             if root.used.get(&slot).is_some_and(|used| Some(used.0) != uid) {
                 let text = format!("slot {slot} is {what}, but the {which} ({}) needs it", root.generation);
                 return self.report("I6", text);

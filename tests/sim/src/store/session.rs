@@ -107,6 +107,9 @@ impl Session {
         // Gone when the store was put back to an earlier state meanwhile.
         let Some(change) = state.in_flight.remove(&number) else { return Ok(()) };
         if state.takes_fault(Operation::Write) {
+            if state.dice.one_in(4) {
+                return Err(StoreError::NoSpace);
+            }
             let fate = state.dice.below(3);
             if let Some(landed) = state.chosen(&change, fate) {
                 state.land(Change { durable: false, ..landed });
@@ -132,7 +135,11 @@ impl Session {
         };
         self.pass().await?;
         let mut state = self.arrive()?;
+        if state.sync_failed {
+            return Err(StoreError::SyncFailed("an earlier one failed".into()));
+        }
         if state.takes_fault(Operation::Sync) {
+            state.sync_failed = true;
             if state.dice.one_in(2) {
                 state.lose_cache();
             }
