@@ -132,7 +132,9 @@ impl Core {
             (frozen, span, unrooted)
         };
         let tree = self.map().tree.clone();
-        let moves = std::mem::take(&mut *self.moves());
+        let mut moves = std::mem::take(&mut *self.moves());
+        // What a long run has left may lie around what a short one has.
+        moves.moves.sort_unstable_by_key(|moved| moved.sectors.start);
         let written = self.fold_and_write(checkpointer, &frozen, &moves, &tree, span).await;
         let result = match written {
             Ok((new, root)) => {

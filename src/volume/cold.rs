@@ -32,6 +32,7 @@ pub(super) struct Move {
 /// What was moved since the last checkpoint.
 #[derive(Default)]
 pub(super) struct Moves {
+    /// In no order; no two of one sector.
     pub(super) moves: Vec<Move>,
     /// Cold segments that take no more; they count as closed once the moves into them took effect.
     pub(super) full: Vec<Handle>,

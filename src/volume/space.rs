@@ -30,7 +30,7 @@ pub(super) fn private_reserve(slots: u64, export_bytes: u64, segment_bytes: u64)
 /// Unused slots below which segments are emptied. What lies between this and the reserve holds what is
 /// moved, and what clients write meanwhile; more of it would be room that data cannot use.
 pub(super) fn reclaim_mark(slots: u64, export_bytes: u64, segment_bytes: u64) -> u64 {
-    let pool = (slots / 50).max(16).min((slots / 4).max(4));
+    let pool = (slots / 50).max(16).min((slots / 6).max(4));
     private_reserve(slots, export_bytes, segment_bytes) + pool
 }
 
