@@ -165,7 +165,7 @@ impl Core {
             return Ok(false);
         }
         // Giving space back must work when there is none: only data stays out of the last slots.
-        if !data_fits && self.queue().brings_only_data() {
+        if !data_fits && !self.queue().goes_without_room() {
             return Ok(false);
         }
         let least = ChunkLayout::new(1, 1, self.align()).chunk_len as u64;
@@ -297,7 +297,7 @@ impl Drop for Uncommitted<'_> {
 }
 
 /// Takes as many parts as one chunk in `room` bytes holds; the last may be cut. Where data does not fit,
-/// the others go in front of it, unless they overlap: a part may hold bytes of its sectors that were there before.
+/// the others go in front of it as far as they may ([`Part::waits_for_room`]).
 fn take_parts(waiting: &mut VecDeque<Part>, room: u64, align: usize, data_fits: bool) -> Vec<Part> {
     let room = usize::try_from(room).expect("segments are at most 64 MiB");
     let mut taken: Vec<Part> = Vec::new();
@@ -310,8 +310,7 @@ fn take_parts(waiting: &mut VecDeque<Part>, room: u64, align: usize, data_fits: 
         if entries > ENTRIES_MAX {
             break;
         }
-        let overlaps = |earlier: &SectorRange| earlier.overlaps(part.sectors);
-        if !data_fits && (part.brings_data() || passed.iter().any(overlaps)) {
+        if !data_fits && part.waits_for_room(&passed) {
             passed.push(part.sectors);
             next += 1;
             continue;

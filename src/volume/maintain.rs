@@ -263,8 +263,7 @@ impl Core {
         let fits = self.segments.table().available_slots() > 0;
         let room = self.map().active.len() < DELTA_RUNS_MAX;
         let mut queue = self.queue();
-        let goes_on = if queue.brings_only_data() { data_fits } else { fits };
-        if queue.stalled && room && goes_on {
+        if queue.stalled && room && fits && (data_fits || queue.goes_without_room()) {
             queue.stalled = false;
             if queue.becomes_leader() {
                 self.spawn_commit();

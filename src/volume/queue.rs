@@ -40,6 +40,11 @@ impl Part {
         self.op == Op::Write
     }
 
+    /// Whether the part stays where it is while data does not fit, behind those at `passed` that stay, too.
+    pub(super) fn waits_for_room(&self, passed: &[SectorRange]) -> bool {
+        self.brings_data() || passed.iter().any(|earlier| earlier.overlaps(self.sectors))
+    }
+
     /// Plaintext of a sector that this part changes; `None` when it becomes zeros.
     ///
     /// # Panics
@@ -222,9 +227,17 @@ impl Queue {
         data.into_iter().map(|part| part.done).collect()
     }
 
-    /// Whether everything that waits needs room for data.
-    pub(super) fn brings_only_data(&self) -> bool {
-        self.waiting.iter().all(Part::brings_data)
+    /// Whether something waits that needs no room for data and may go in front of what does: it overlaps
+    /// none of it, for a part may hold bytes of its sectors that were there before.
+    pub(super) fn goes_without_room(&self) -> bool {
+        let mut passed: Vec<SectorRange> = Vec::new();
+        for part in &self.waiting {
+            if !part.waits_for_room(&passed) {
+                return true;
+            }
+            passed.push(part.sectors);
+        }
+        false
     }
 
     /// Stops the log for good; the first reason stays, unless it is that the volume was closed.
