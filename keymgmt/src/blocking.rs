@@ -4,6 +4,8 @@
 //! its pool when it ends, so that a device that hangs would keep the process from ending. Whoever awaits
 //! waits for a bounded time; a call that is late goes on alone, and what it returns is dropped.
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(any(feature = "pkcs11", test))]
 use std::sync::mpsc;
@@ -36,6 +38,55 @@ impl Drop for Call {
     }
 }
 
+/// A device whose calls block, with its name in errors and the time that a call may take.
+pub(crate) struct Blocking<D> {
+    device: Arc<D>,
+    name: &'static str,
+    wait: Duration,
+}
+
+impl<D: Send + Sync + 'static> Blocking<D> {
+    pub(crate) fn new(device: D, name: &'static str, wait: Duration) -> Self {
+        Self { device: Arc::new(device), name, wait }
+    }
+
+    /// Runs `work` with the device, as [`run`] does.
+    ///
+    /// # Errors
+    /// Those of [`run`].
+    ///
+    /// # Cancel safety
+    /// As [`run`].
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&D) -> Result<T, KeyError> + Send + 'static,
+    ) -> Result<T, KeyError> {
+        let device = Arc::clone(&self.device);
+        run(self.name, self.wait, move || work(&device)).await
+    }
+
+    /// As [`Blocking::run`], for callers that block themselves.
+    ///
+    /// # Errors
+    /// Those of [`run`].
+    #[cfg(feature = "pkcs11")]
+    pub(crate) fn wait<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&D) -> Result<T, KeyError> + Send + 'static,
+    ) -> Result<T, KeyError> {
+        let device = Arc::clone(&self.device);
+        wait(self.name, self.wait, move || work(&device))
+    }
+}
+
+impl<D> Deref for Blocking<D> {
+    type Target = D;
+
+    fn deref(&self) -> &D {
+        &self.device
+    }
+}
+
 /// Runs `work` on a thread and waits for it for at most `wait`; `device` names it in errors.
 ///
 /// # Errors
@@ -43,7 +94,7 @@ impl Drop for Call {
 ///
 /// # Cancel safety
 /// When the future is dropped the work goes on and its result is dropped.
-pub(crate) async fn run<T: Send + 'static>(
+async fn run<T: Send + 'static>(
     device: &'static str,
     wait: Duration,
     work: impl FnOnce() -> Result<T, KeyError> + Send + 'static,
@@ -63,7 +114,7 @@ pub(crate) async fn run<T: Send + 'static>(
 /// # Errors
 /// Those of [`run`].
 #[cfg(feature = "pkcs11")]
-pub(crate) fn wait<T: Send + 'static>(
+fn wait<T: Send + 'static>(
     device: &'static str,
     wait: Duration,
     work: impl FnOnce() -> Result<T, KeyError> + Send + 'static,

@@ -17,7 +17,7 @@ pub mod ttlv;
 
 use std::fmt;
 use std::net::Ipv6Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -26,7 +26,7 @@ use self::client::Client;
 use self::keyslot::{KeyId, Keyslot};
 use self::manager::Inner;
 use self::messages::Version;
-use crate::blocking;
+use crate::blocking::Blocking;
 use crate::manager::{
     BoxFuture, Health, KeyDescription, KeyError, KeyManager, SlotType, WrapContext, WrappedKey,
 };
@@ -168,24 +168,12 @@ impl Settings for KmipSettings {
         let client = Client::new(address.clone(), tls, *version)?;
         let (next, notes) = (Mutex::new(None), Mutex::new(Vec::new()));
         let inner = Inner { client, mode: *mode, named, timeout: bounds.timeout, next, notes };
-        Ok(Box::new(Kmip { inner: Arc::new(inner) }))
+        Ok(Box::new(Kmip(Blocking::new(inner, DEVICE, bounds.timeout + GRACE))))
     }
 }
 
 /// Keys of a KMIP server.
-struct Kmip {
-    inner: Arc<Inner>,
-}
-
-impl Kmip {
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Inner) -> Result<T, KeyError> + Send + 'static,
-    ) -> Result<T, KeyError> {
-        let inner = Arc::clone(&self.inner);
-        blocking::run(DEVICE, self.inner.timeout + GRACE, move || work(&inner)).await
-    }
-}
+struct Kmip(Blocking<Inner>);
 
 impl KeyManager for Kmip {
     fn slot_type(&self) -> SlotType {
@@ -195,7 +183,7 @@ impl KeyManager for Kmip {
     fn wrap<'a>(&'a self, dek: &'a Dek, context: WrapContext) -> BoxFuture<'a, Result<WrappedKey, KeyError>> {
         Box::pin(async move {
             let dek = Dek(dek.0.duplicate());
-            self.blocking(move |inner| inner.wrap(&dek, context)).await
+            self.0.run(move |inner| inner.wrap(&dek, context)).await
         })
     }
 
@@ -209,11 +197,11 @@ impl KeyManager for Kmip {
                 return Ok(None);
             }
             let keyslot = Keyslot::decode(key)?;
-            if self.inner.named.as_ref().is_some_and(|named| *named != keyslot.id) {
+            if self.0.named.as_ref().is_some_and(|named| *named != keyslot.id) {
                 return Ok(None);
             }
             let key = key.clone();
-            self.blocking(move |inner| inner.unwrap(&key, &keyslot, context)).await
+            self.0.run(move |inner| inner.unwrap(&key, &keyslot, context)).await
         })
     }
 
@@ -224,22 +212,22 @@ impl KeyManager for Kmip {
     fn rotate<'a>(&'a self, current: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async move {
             let keyslot = Keyslot::decode(current)?;
-            self.blocking(move |inner| inner.rotate(&keyslot)).await
+            self.0.run(move |inner| inner.rotate(&keyslot)).await
         })
     }
 
     fn destroy<'a>(&'a self, key: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async move {
             let keyslot = Keyslot::decode(key)?;
-            self.blocking(move |inner| inner.destroy(&keyslot)).await
+            self.0.run(move |inner| inner.destroy(&keyslot)).await
         })
     }
 
     fn probe(&self) -> BoxFuture<'_, Result<Health, KeyError>> {
-        Box::pin(self.blocking(Inner::probe))
+        Box::pin(self.0.run(Inner::probe))
     }
 
     fn notes(&self) -> Vec<String> {
-        std::mem::take(&mut *self.inner.notes.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

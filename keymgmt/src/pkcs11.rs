@@ -14,8 +14,7 @@ pub(crate) mod keyslot;
 mod settings;
 mod token;
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
 pub use self::keyslot::describe;
 pub use self::settings::Pkcs11Settings;
@@ -24,7 +23,7 @@ use self::kek::{Kek, Way};
 use self::keyslot::{Form, Keyslot, OWN_LABEL, hex};
 use self::settings::{Choice, ID_PREFIX, Mechanism};
 use self::token::{Access, OpenToken, Rights};
-use crate::blocking;
+use crate::blocking::Blocking;
 use crate::manager::{
     BoxFuture, Health, KeyDescription, KeyError, KeyManager, SlotType, WrapContext, WrappedKey,
 };
@@ -35,10 +34,7 @@ use crate::stored;
 const DEVICE: &str = "PKCS#11 token";
 
 /// A key manager whose keys are in a PKCS#11 token.
-struct Pkcs11 {
-    inner: Arc<Inner>,
-    timeout: Duration,
-}
+struct Pkcs11(Blocking<Inner>);
 
 struct Inner {
     access: Access,
@@ -57,16 +53,6 @@ struct Next {
     volume: Option<[u8; 16]>,
 }
 
-impl Pkcs11 {
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Inner) -> Result<T, KeyError> + Send + 'static,
-    ) -> Result<T, KeyError> {
-        let inner = Arc::clone(&self.inner);
-        blocking::run(DEVICE, self.timeout, move || work(&inner)).await
-    }
-}
-
 impl KeyManager for Pkcs11 {
     fn slot_type(&self) -> SlotType {
         SlotType::Pkcs11
@@ -75,7 +61,7 @@ impl KeyManager for Pkcs11 {
     fn wrap<'a>(&'a self, dek: &'a Dek, context: WrapContext) -> BoxFuture<'a, Result<WrappedKey, KeyError>> {
         Box::pin(async move {
             let dek = Dek(dek.0.duplicate());
-            self.blocking(move |inner| inner.wrap(&dek, context)).await
+            self.0.run(move |inner| inner.wrap(&dek, context)).await
         })
     }
 
@@ -89,11 +75,11 @@ impl KeyManager for Pkcs11 {
                 return Ok(None);
             }
             let keyslot = Keyslot::decode(key)?;
-            if !self.inner.choice.as_ref().is_none_or(|choice| choice.is_of(&keyslot)) {
+            if !self.0.choice.as_ref().is_none_or(|choice| choice.is_of(&keyslot)) {
                 return Ok(None);
             }
             let key = key.clone();
-            self.blocking(move |inner| inner.unwrap(&key, &keyslot, context)).await
+            self.0.run(move |inner| inner.unwrap(&key, &keyslot, context)).await
         })
     }
 
@@ -104,19 +90,19 @@ impl KeyManager for Pkcs11 {
     fn rotate<'a>(&'a self, current: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async move {
             let keyslot = Keyslot::decode(current)?;
-            self.blocking(move |inner| inner.rotate(&keyslot)).await
+            self.0.run(move |inner| inner.rotate(&keyslot)).await
         })
     }
 
     fn destroy<'a>(&'a self, key: &'a WrappedKey) -> BoxFuture<'a, Result<(), KeyError>> {
         Box::pin(async move {
             let keyslot = Keyslot::decode(key)?;
-            self.blocking(move |inner| inner.destroy(&keyslot)).await
+            self.0.run(move |inner| inner.destroy(&keyslot)).await
         })
     }
 
     fn probe(&self) -> BoxFuture<'_, Result<Health, KeyError>> {
-        Box::pin(self.blocking(Inner::probe))
+        Box::pin(self.0.run(Inner::probe))
     }
 }
 

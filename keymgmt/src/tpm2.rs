@@ -10,9 +10,7 @@ mod chip;
 mod failure;
 pub(crate) mod keyslot;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -22,7 +20,7 @@ pub use self::keyslot::describe;
 
 use self::chip::Tcti;
 use self::keyslot::{Bank, PCR_COUNT, Policy, Sealed, hex};
-use crate::blocking;
+use crate::blocking::Blocking;
 use crate::manager::{
     BoxFuture, Health, KeyDescription, KeyError, KeyManager, SlotType, WrapContext, WrappedKey,
 };
@@ -74,7 +72,7 @@ impl Settings for Tpm2Settings {
         let pcrs = pcrs.iter().fold(0, |bits, pcr| bits | 1_u32 << pcr);
         let policy = Policy { bank: *bank, pcrs, pin: auth.is_some() };
         let inner = Inner { tcti, policy, auth, pin_refused: AtomicBool::new(false) };
-        Ok(Box::new(Tpm2 { inner: Arc::new(inner), timeout: bounds.timeout }))
+        Ok(Box::new(Tpm2(Blocking::new(inner, DEVICE, bounds.timeout))))
     }
 }
 
@@ -94,10 +92,7 @@ fn auth(pin: &SecretBytes) -> Result<Auth, KeyError> {
 }
 
 /// A key manager whose KEKs a TPM has sealed.
-struct Tpm2 {
-    inner: Arc<Inner>,
-    timeout: Duration,
-}
+struct Tpm2(Blocking<Inner>);
 
 struct Inner {
     tcti: Tcti,
@@ -108,16 +103,6 @@ struct Inner {
     pin_refused: AtomicBool,
 }
 
-impl Tpm2 {
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Inner) -> Result<T, KeyError> + Send + 'static,
-    ) -> Result<T, KeyError> {
-        let inner = Arc::clone(&self.inner);
-        blocking::run(DEVICE, self.timeout, move || work(&inner)).await
-    }
-}
-
 impl KeyManager for Tpm2 {
     fn slot_type(&self) -> SlotType {
         SlotType::Tpm2
@@ -125,7 +110,7 @@ impl KeyManager for Tpm2 {
 
     fn wrap<'a>(&'a self, dek: &'a Dek, context: WrapContext) -> BoxFuture<'a, Result<WrappedKey, KeyError>> {
         Box::pin(async move {
-            let (secret, sealed) = self.blocking(Inner::seal).await?;
+            let (secret, sealed) = self.0.run(Inner::seal).await?;
             stored::wrap(&secret, dek, context, SlotType::Tpm2, sealed.uri(), &sealed.encode())
         })
     }
@@ -140,7 +125,7 @@ impl KeyManager for Tpm2 {
                 return Ok(None);
             }
             let sealed = Sealed::decode(key)?;
-            let secret = self.blocking(move |inner| inner.unseal(&sealed)).await?;
+            let secret = self.0.run(move |inner| inner.unseal(&sealed)).await?;
             stored::unwrap(&secret, key, context)
         })
     }
@@ -166,7 +151,7 @@ impl KeyManager for Tpm2 {
     }
 
     fn probe(&self) -> BoxFuture<'_, Result<Health, KeyError>> {
-        Box::pin(self.blocking(Inner::probe))
+        Box::pin(self.0.run(Inner::probe))
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use serde::Deserialize;
 
 use super::keyslot::{Keyslot, LABEL_MAX, OWN_LABEL, unhex};
 use super::token::Access;
 use super::{DEVICE, Inner, Pkcs11};
-use crate::blocking;
+use crate::blocking::Blocking;
 use crate::manager::KeyError;
 use crate::provider::{Bounds, Settings, optional_secret_source};
 use crate::registry::{Opened, Opening};
@@ -64,11 +64,10 @@ impl Settings for Pkcs11Settings {
         let pin = pin.as_ref().map(|pin| read_pin(pin, opening)).transpose()?;
         let access = Access { module, token: token.clone(), serial: serial.clone(), pin };
         let inner = Inner { access, choice, mechanism: *mechanism, next: Mutex::new(None) };
-        let manager = Pkcs11 { inner: Arc::new(inner), timeout: bounds.timeout };
+        let manager = Pkcs11(Blocking::new(inner, DEVICE, bounds.timeout));
         if opening.purpose == Purpose::New {
             // While the key cannot be had there is nothing to warn of: its first use tells why.
-            let inner = Arc::clone(&manager.inner);
-            let warning = blocking::wait(DEVICE, bounds.timeout, move || inner.warning());
+            let warning = manager.0.wait(Inner::warning);
             opening.warnings.extend(warning.ok().flatten());
         }
         Ok(Box::new(manager))

@@ -65,6 +65,7 @@ impl Drop for Service {
 }
 
 /// Certificates as `services/certificates` lists them.
+#[cfg(any(feature = "kmip", feature = "vault"))]
 pub(crate) fn certificates() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let output = Command::new(script("certificates")).arg(directory.path()).output().unwrap();

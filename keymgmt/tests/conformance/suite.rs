@@ -37,6 +37,31 @@ pub(crate) enum KekOf {
     ManagerThatKeepsVersions,
 }
 
+/// What an error means, without its words.
+#[cfg(any(feature = "kmip", feature = "vault"))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Unreachable,
+    Denied,
+    Untrusted,
+    Settings,
+    Unsupported,
+    Other,
+}
+
+/// The kind of an error.
+#[cfg(any(feature = "kmip", feature = "vault"))]
+pub(crate) fn kind(error: &KeyError) -> Kind {
+    match error {
+        KeyError::Unreachable(_) => Kind::Unreachable,
+        KeyError::Denied(_) => Kind::Denied,
+        KeyError::Untrusted(_) => Kind::Untrusted,
+        KeyError::Settings(_) => Kind::Settings,
+        KeyError::Unsupported(_) => Kind::Unsupported,
+        _ => Kind::Other,
+    }
+}
+
 type Check = for<'s> fn(&'s Subject) -> BoxFuture<'s, ()>;
 
 /// Every check by name.

@@ -10,28 +10,7 @@ use super::{World, open, opens, refusal, table, wrap};
 use crate::scripted_kmip::{
     ACTIVATE, CREATE, DECRYPT, DISCOVER, ENCRYPT, Fault, GET, GET_ATTRIBUTES, QUERY, ScriptedKmip,
 };
-use crate::suite::{CONTEXT, canary_dek, outcome};
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
-    Unreachable,
-    Denied,
-    Untrusted,
-    Settings,
-    Unsupported,
-    Other,
-}
-
-fn kind(error: &KeyError) -> Kind {
-    match error {
-        KeyError::Unreachable(_) => Kind::Unreachable,
-        KeyError::Denied(_) => Kind::Denied,
-        KeyError::Untrusted(_) => Kind::Untrusted,
-        KeyError::Settings(_) => Kind::Settings,
-        KeyError::Unsupported(_) => Kind::Unsupported,
-        _ => Kind::Other,
-    }
-}
+use crate::suite::{CONTEXT, Kind, canary_dek, kind, outcome};
 
 const EVERY: [u32; 7] = [GET, DECRYPT, ENCRYPT, GET_ATTRIBUTES, CREATE, QUERY, DISCOVER];
 

@@ -7,24 +7,7 @@ use keymgmt::manager::KeyError;
 use super::{World, wrapped};
 use crate::scripted_vault::{Fault, ScriptedVault};
 use crate::services::certificates;
-use crate::suite::{CONTEXT, canary_dek, outcome};
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
-    Unreachable,
-    Denied,
-    Untrusted,
-    Other,
-}
-
-fn kind(error: &KeyError) -> Kind {
-    match error {
-        KeyError::Unreachable(_) => Kind::Unreachable,
-        KeyError::Denied(_) => Kind::Denied,
-        KeyError::Untrusted(_) => Kind::Untrusted,
-        _ => Kind::Other,
-    }
-}
+use crate::suite::{CONTEXT, Kind, canary_dek, kind, outcome};
 
 /// What unwrapping and wrapping come to when every request for a key meets a fault.
 async fn under(fault: &Fault) -> (Vec<KeyError>, Vec<Result<(), KeyError>>) {
