@@ -89,7 +89,7 @@ fn main() -> ExitCode {
 
 fn play(options: &Options, seed: u64) -> Result<Tally, String> {
     let mut whole = Plan::new(seed, options.steps, options.profile);
-    whole.setting.may_be_full = options.may_be_full;
+    whole.setting.may_be_full |= options.may_be_full;
     let plan =
         if options.keep.is_empty() { whole } else { whole.with_only(&|step| options.keep.contains(&step)) };
     plan.play().map_err(|failure| minimise(&plan, failure, Duration::from_secs(options.shorten)).to_string())
