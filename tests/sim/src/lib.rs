@@ -44,29 +44,31 @@ pub struct Plan {
     pub seed: u64,
     /// Sizes, and how good the store is.
     pub setting: Setting,
+    /// How many steps it has when none is left out.
+    pub length: usize,
     /// The steps, each with its number.
     pub steps: Vec<(usize, Step)>,
 }
 
 impl Plan {
-    /// The run of a seed, `steps` long, of its own profile or of another one.
+    /// The run of a seed, `length` steps long, of its own profile or of another one.
     #[must_use]
-    pub fn new(seed: u64, steps: usize, profile: Option<Profile>) -> Self {
+    pub fn new(seed: u64, length: usize, profile: Option<Profile>) -> Self {
         let mut dice = Dice::new(seed);
         let setting = Setting::new(profile.unwrap_or_else(|| Profile::of_seed(seed)), &mut dice);
         let mut steps: Vec<(usize, Step)> =
-            (0..steps).map(|number| (number, Step::random(&setting, &mut dice))).collect();
+            (0..length).map(|number| (number, Step::random(&setting, &mut dice))).collect();
         if let Some((_, first)) = steps.first_mut().filter(|_| setting.begins_full) {
             first.action = Action::Write { offset: 0, len: setting.geometry.export_bytes, fua: true };
         }
-        Self { seed, setting, steps }
+        Self { seed, setting, length, steps }
     }
 
     /// The same run with some of its steps only.
     #[must_use]
     pub fn with_only(&self, keep: &dyn Fn(usize) -> bool) -> Self {
         let steps = self.steps.iter().copied().filter(|(number, _)| keep(*number)).collect();
-        Self { seed: self.seed, setting: self.setting.clone(), steps }
+        Self { setting: self.setting.clone(), steps, ..*self }
     }
 
     /// Plays the run.
@@ -99,7 +101,7 @@ impl Plan {
         };
         // Numbers of steps as they were before some were left out.
         outcome.map_err(|Failure { step, violation }| {
-            let number = self.steps.get(step).map_or(step, |(number, _)| *number);
+            let number = self.steps.get(step).map_or(self.length, |(number, _)| *number);
             Failure { step: number, violation }
         })
     }

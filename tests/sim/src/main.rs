@@ -1,6 +1,7 @@
 //! `cargo run --release --bin sim -- --seed N --steps M`: runs of the simulation, as many as one likes.
 #![expect(clippy::print_stdout, reason = "a program for the command line")]
 
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,8 +35,8 @@ struct Options {
     #[arg(long, value_enum)]
     profile: Option<Profile>,
     /// Only these steps, as a failure prints them
-    #[arg(long, value_delimiter = ',')]
-    keep: Vec<usize>,
+    #[arg(long, value_delimiter = ',', value_parser = range)]
+    keep: Vec<RangeInclusive<usize>>,
     /// Count writes that are refused for want of space instead of taking them for failures
     #[arg(long)]
     may_be_full: bool,
@@ -89,10 +90,19 @@ fn main() -> ExitCode {
 
 fn play(options: &Options, seed: u64) -> Result<Tally, String> {
     let mut whole = Plan::new(seed, options.steps, options.profile);
-    whole.setting.may_be_full = options.may_be_full;
-    let plan =
-        if options.keep.is_empty() { whole } else { whole.with_only(&|step| options.keep.contains(&step)) };
+    whole.setting.may_be_full |= options.may_be_full;
+    let plan = if options.keep.is_empty() {
+        whole
+    } else {
+        whole.with_only(&|step| options.keep.iter().any(|range| range.contains(&step)))
+    };
     plan.play().map_err(|failure| minimise(&plan, failure, Duration::from_secs(options.shorten)).to_string())
+}
+
+/// Numbers of steps: `7` or `7-12`.
+fn range(text: &str) -> Result<RangeInclusive<usize>, std::num::ParseIntError> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Ok(first.parse()?..=last.parse()?)
 }
 
 /// Ends the program when a run does not: virtual time cannot help where a task never waits.

@@ -50,7 +50,7 @@ pub fn minimise(plan: &Plan, failure: Failure, time: Duration) -> Story {
 impl fmt::Display for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { plan, failure, short, short_failure } = self;
-        writeln!(f, "seed {} fails at step {} of {}", plan.seed, failure.step, plan.steps.len())?;
+        writeln!(f, "seed {} fails at step {} of {}", plan.seed, failure.step, plan.length)?;
         writeln!(f, "  {}", failure.violation)?;
         writeln!(f, "{:?}", plan.setting)?;
         writeln!(f, "{} steps are enough, and end with", short.steps.len())?;
@@ -61,11 +61,38 @@ impl fmt::Display for Story {
         let command = format!(
             "cargo run --release --bin sim -- --seed {} --steps {} --profile {}",
             plan.seed,
-            plan.steps.len(),
+            plan.length,
             format!("{:?}", plan.setting.profile).to_lowercase()
         );
-        let keep: Vec<String> = short.steps.iter().map(|(number, _)| number.to_string()).collect();
+        let keep = ranges(short.steps.iter().map(|(number, _)| *number));
         writeln!(f, "again:  {command}")?;
-        write!(f, "short:  {command} --keep {}", keep.join(","))
+        write!(f, "short:  {command} --keep {keep}")
+    }
+}
+
+/// Ascending numbers as `1,4-9,12`.
+fn ranges(numbers: impl Iterator<Item = usize>) -> String {
+    let mut joined: Vec<(usize, usize)> = Vec::new();
+    for number in numbers {
+        match joined.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => joined.push((number, number)),
+        }
+    }
+    let shown = joined.iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    shown.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_that_follow_one_another_are_told_as_ranges() {
+        assert_eq!(ranges([1, 4, 5, 6, 9, 10].into_iter()), "1,4-6,9-10");
+        assert_eq!(ranges(std::iter::empty()), "");
     }
 }

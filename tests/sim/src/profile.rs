@@ -51,6 +51,8 @@ pub struct Setting {
     pub io_bytes_max: u32,
     /// See [`Manners`].
     pub manners: Manners,
+    /// Clients hardly ever pause: there is always something waiting.
+    pub busy: bool,
     /// Sessions are long: reclaim has more to do than recovery.
     pub calm: bool,
     /// Whether the volume begins with all of it written.
@@ -59,7 +61,8 @@ pub struct Setting {
     pub depth: usize,
     /// Sectors that half of all requests go to.
     pub hot_sectors: u64,
-    /// Whether a good store may be too full for a write. The format says that it never is (I10).
+    /// Whether a good store may be too full for a write. The format says that it never is (I10), so only
+    /// volumes with fewer slots than it asks for may.
     pub may_be_full: bool,
     /// Parts of a hundred requests that are large.
     pub large_percent: u64,
@@ -73,7 +76,12 @@ impl Setting {
     #[must_use]
     pub fn new(profile: Profile, dice: &mut Dice) -> Self {
         let export_bytes = dice.pick(&[1, 1, 2, 2, 4, 4, 6, 8, 16]) << 20;
-        let geometry = Geometry::for_export(export_bytes).expect("an allowed size");
+        let mut geometry = Geometry::for_export(export_bytes).expect("an allowed size");
+        // With fewer slots reclaim is at it all the time.
+        let tight = dice.one_in(4);
+        if tight {
+            geometry.slots -= dice.between(1, 3);
+        }
         let manners =
             Manners { latency_ms_max: dice.pick(&[0, 2, 5, 20, 80]), lies: profile == Profile::Lying };
         let calm = dice.one_in(3);
@@ -83,10 +91,11 @@ impl Setting {
             align: dice.pick(&[512, 4096, 4096]),
             io_bytes_max: dice.pick(&[64 << 10, 1 << 20, 8 << 20, 8 << 20]),
             manners,
+            busy: dice.one_in(2),
             calm,
             begins_full: dice.one_in(2),
             depth: dice.pick(&[1, 2, 4, 8, 16, 32]),
-            may_be_full: false,
+            may_be_full: tight,
             hot_sectors: dice.pick(&[4, 16, 64]),
             large_percent: if calm { 40 } else { dice.pick(&[2, 10, 30]) },
         }

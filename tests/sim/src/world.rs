@@ -148,7 +148,8 @@ impl<'a> World<'a> {
         if self.zombie.is_some() && dice.one_in(3) {
             self.ask_zombie(dice);
         }
-        let pause = dice.weighted(&[(4, 0), (4, 1), (3, 10), (1, 200)]);
+        let pauses = if self.setting.busy { [(32, 0), (4, 1), (1, 10)] } else { [(4, 0), (4, 1), (4, 30)] };
+        let pause = dice.weighted(&pauses);
         self.let_pass(if pause == 0 { 0 } else { dice.between(1, pause) }).await?;
         self.watched()
     }
