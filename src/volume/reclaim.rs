@@ -206,7 +206,7 @@ impl Core {
     /// Sectors that a cold segment holds, about.
     fn sectors_per_cold_segment(&self) -> u64 {
         let chunk = ChunkLayout::new(RECORDS_MAX, RECORDS_MAX, self.align()).chunk_len;
-        let room = self.header.segment_bytes as usize - SEGMENT_HEADER_LEN;
+        let room = self.header().segment_bytes as usize - SEGMENT_HEADER_LEN;
         (room * RECORDS_MAX / chunk) as u64
     }
 
@@ -215,7 +215,7 @@ impl Core {
     fn victims(&self, damaged: &HashSet<Uid>) -> Vec<(Handle, Row)> {
         let in_log: HashSet<Handle> = self.tail().segments.iter().copied().collect();
         let now = self.generation.load(std::sync::atomic::Ordering::Relaxed);
-        let segment = u64::from(self.header.segment_bytes);
+        let segment = u64::from(self.header().segment_bytes);
         let table = self.segments.table();
         let mut found: Vec<(u64, Handle, Row)> = table
             .rows()
@@ -235,7 +235,7 @@ impl Core {
 
     /// Live bytes that have to be moved before `free` slots become as many as the reclaim mark wants.
     pub(super) fn reclaim_debt(&self, free: u64) -> u64 {
-        let segment = u64::from(self.header.segment_bytes);
+        let segment = u64::from(self.header().segment_bytes);
         let mut wanted = self.room.reclaim_mark().saturating_sub(free) * segment;
         let mut debt = 0;
         for (_, row) in self.victims(&HashSet::new()) {
