@@ -1,7 +1,6 @@
 //! Another size for a volume: what clients see, what stays, and what a power cut anywhere leaves
 //! (docs/FORMAT.md §10, §15).
-
-mod common;
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/volumes.rs"]
 mod volumes;
@@ -14,6 +13,7 @@ use sealbd::geometry::ByteRange;
 use sealbd::payload::Payload;
 use sealbd::store::memory::{Fault, MemoryStore, Operation};
 use sealbd::volume::create::{Geometry, OverProvisioning};
+use sealbd::volume::unlock::write_header;
 use sealbd::volume::{OpenMode, Volume, VolumeError};
 use volumes::Disk;
 
@@ -328,5 +328,35 @@ fn a_header_write_that_fails_in_shrinking_stops_the_volume_before_the_end_is_wri
             }
         }
         assert!(stopped >= 2, "both copies of the header were tried");
+    });
+}
+
+#[test]
+fn a_header_backup_of_before_a_resize_is_put_back_with_the_size_of_now() {
+    volumes::run(async {
+        for copies_are_gone in [false, true] {
+            for (from, to) in [(SMALL, LARGE), (LARGE, SMALL)] {
+                let disk = disk(from, LARGE).await;
+                let mut backup = volumes::unlock(&*disk.store).await.unwrap();
+                let volume = disk.open().await;
+                write(&volume, 0, 1).await;
+                resize(&volume, to).await.unwrap();
+                let slots = volume.header().slots;
+                write(&volume, to - 4096, 2).await;
+                volume.close().await.unwrap();
+                drop(volume);
+                if copies_are_gone {
+                    HEADER_OFFSETS.iter().for_each(|at| disk.store.write_raw(*at, &[0; 65536]));
+                }
+                Volume::keep_sizes(&*disk.store, &mut backup).await.unwrap();
+                let demanded = Volume::header_generation_of_root(&*disk.store, &backup).await.unwrap();
+                backup.header.generation = demanded;
+                write_header(&*disk.store, &mut backup.header, &backup.keys).await.unwrap();
+                let volume = disk.open().await;
+                assert_eq!((volume.info().size, volume.header().slots), (to, slots));
+                assert_eq!((byte_at(&volume, 0).await, byte_at(&volume, to - 4096).await), (1, 2));
+                volumes::check(&volume).await;
+            }
+        }
     });
 }

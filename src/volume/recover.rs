@@ -442,7 +442,7 @@ pub(super) async fn read_ring_blocks(
 ///
 /// Only the block behind the newest root's may be torn: a root is written while all others rest. Any
 /// other one that is not what it should be is damage, and named.
-async fn read_ring(
+pub(super) async fn read_ring(
     store: &dyn SlotStore,
     header: &Header,
     keys: &VolumeKeys,

@@ -9,14 +9,16 @@ use std::sync::Arc;
 use super::checkpoint::Checkpointer;
 use super::create::Geometry;
 use super::queue::{Health, Queue};
+use super::recover::{read_payload, read_ring};
 use super::tree::page_sectors;
-use super::unlock::write_copies;
+use super::unlock::{Unlocked, read_header, write_copies};
 use super::{Core, OpenMode, Volume, VolumeError};
 use crate::export::{Allocation, ExportError};
 use crate::format::header::{Header, UnverifiedHeader};
 use crate::format::page::{Loc, TOP_LEVEL};
 use crate::format::root::Root;
 use crate::geometry::{ByteRange, Lba, SECTOR_BYTES, SectorRange};
+use crate::store::SlotStore;
 
 impl Volume {
     /// Gives the volume another size: `to.export_bytes` for clients, and `to.slots` slots on the store or as
@@ -59,6 +61,38 @@ impl Volume {
     /// When the index could not be read.
     pub async fn first_used(&self, end: u64) -> Result<Option<u64>, VolumeError> {
         self.core.first_used(end).await
+    }
+}
+
+impl Volume {
+    /// Gives a header from a backup, which is about to be put back and still has its generation, the sizes that hold now: those of the header
+    /// on the store or, if there is none any more, what the newest root says and the store has room for.
+    ///
+    /// # Errors
+    /// The store's, and when its root ring is damaged. Without a root that can be read nothing changes; opening
+    /// the volume tells why.
+    pub async fn keep_sizes(store: &dyn SlotStore, unlocked: &mut Unlocked) -> Result<(), VolumeError> {
+        let Unlocked { header, keys, .. } = unlocked;
+        let present = read_header(store).await.and_then(|copies| copies.authenticate(keys));
+        match present {
+            Ok(Header { export_bytes, slots, .. }) => {
+                (header.export_bytes, header.slots) = (export_bytes, slots);
+                return Ok(());
+            }
+            Err(error @ VolumeError::Store(_)) => return Err(error),
+            Err(_) => {}
+        }
+        let room = store.capability().size.saturating_sub(header.data_start);
+        let slots = (room / u64::from(header.segment_bytes)).clamp(1, u32::MAX.into());
+        let widest = Header { slots: header.slots.max(slots), ..header.clone() };
+        for (block, _) in read_ring(store, header, keys).await?.iter().take(2) {
+            let Ok(root) = read_payload(store, &widest, keys, block).await else { continue };
+            if root.min_header_generation > header.generation {
+                (header.export_bytes, header.slots) = (root.export_bytes, widest.slots);
+            }
+            break;
+        }
+        Ok(())
     }
 }
 
