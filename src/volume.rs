@@ -13,7 +13,7 @@
 //! | `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain` | background work |
-//! | `space`, `reclaim`, `cold`, `index_reclaim` | how much room there is, getting space back |
+//! | `space`, `reclaim`, `cold`, `index_reclaim`, [`compact`] | how much room there is, getting space back |
 //! | [`anchor`] | the newest root remembered outside the store |
 //! | `header_change`, `resize` | new keyslots, another size while the volume is open |
 //! | `wipe` | knowing that the keys are gone |
@@ -23,6 +23,7 @@ pub mod anchor;
 pub mod check;
 mod checkpoint;
 mod cold;
+pub mod compact;
 pub mod create;
 mod delta;
 mod error;

@@ -90,10 +90,15 @@ impl Reclaimer {
         let moved = self.move_chunk(core).await;
         let left = self.batch.as_ref().map_or(0, |batch| batch.candidates.len());
         if moved.is_err() || left == 0 {
-            self.batch = None;
-            core.room.keep_from_writers(0);
+            self.give_up(core);
         }
         moved.map(|()| if left == 0 { Step::Finished } else { Step::Going })
+    }
+
+    /// Ends the batch; what was moved counts.
+    pub(super) fn give_up(&mut self, core: &Core) {
+        self.batch = None;
+        core.room.keep_from_writers(0);
     }
 
     async fn begin(&mut self, core: &Core) -> Result<Option<Batch>, VolumeError> {
