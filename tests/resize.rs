@@ -11,7 +11,9 @@ use sealbd::export::{Allocation, Durability, Export, ZeroMode};
 use sealbd::format::header::{HEADER_OFFSETS, Header};
 use sealbd::geometry::ByteRange;
 use sealbd::payload::Payload;
+use sealbd::store::file::{Existing, FileStore};
 use sealbd::store::memory::{Fault, MemoryStore, Operation};
+use sealbd::store::{Access, SlotStore};
 use sealbd::volume::create::{Geometry, OverProvisioning};
 use sealbd::volume::unlock::write_header;
 use sealbd::volume::{OpenMode, Volume, VolumeError};
@@ -159,6 +161,30 @@ fn a_volume_shrinks_only_to_behind_the_last_thing_that_is_allocated() {
             volume.block_status(range(SMALL, LARGE - SMALL), 8).await.unwrap()[0].allocation,
             Allocation::Hole
         );
+        volumes::check(&volume).await;
+    });
+}
+
+#[test]
+fn the_file_under_a_volume_grows_with_it() {
+    volumes::run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("volume");
+        let geometry = Geometry::for_export(SMALL).unwrap();
+        let file = FileStore::create(&path, geometry.store_bytes(), Existing::Refuse).unwrap();
+        let store = Arc::new(file);
+        volumes::format(store.clone(), geometry).await.unwrap();
+        let volume = volumes::open(store.clone(), OpenMode::ReadWrite).await.unwrap();
+        write(&volume, 0, 1).await;
+        resize(&volume, LARGE).await.unwrap();
+        let needed = Geometry::for_export(LARGE).unwrap().store_bytes();
+        assert_eq!((store.capability().size, path.metadata().unwrap().len()), (needed, needed));
+        write(&volume, LARGE - 4096, 2).await;
+        volume.close().await.unwrap();
+        drop((volume, store));
+        let store = Arc::new(FileStore::open(&path, Access::ReadWrite).unwrap());
+        let volume = volumes::open(store, OpenMode::ReadWrite).await.unwrap();
+        assert_eq!((byte_at(&volume, 0).await, byte_at(&volume, LARGE - 4096).await), (1, 2));
         volumes::check(&volume).await;
     });
 }

@@ -22,7 +22,7 @@ use crate::store::SlotStore;
 
 impl Volume {
     /// Gives the volume another size: `to.export_bytes` for clients, and `to.slots` slots on the store or as
-    /// many as there are, whichever is more. When this returns, both copies of the header and a root say so.
+    /// many as there are, whichever is more. The store is extended where it can be. When this returns, both copies of the header and a root say so.
     ///
     /// # Errors
     /// [`VolumeError::StoreTooSmall`] when the slots do not fit, [`VolumeError::InUse`] when something lies
@@ -44,6 +44,12 @@ impl Volume {
         }
         let now = core.newest_header(checkpointer.header_generation).await?;
         let (new, bytes) = core.resized(now, to)?;
+        let needed = new.store_bytes();
+        core.store.extend(needed).await?;
+        let found = core.store.capability().size;
+        if found < needed {
+            return Err(VolumeError::StoreTooSmall { found, needed });
+        }
         if new.export_bytes < core.header().export_bytes {
             core.shrink(&mut checkpointer, new, Some(bytes)).await?;
         } else {
@@ -111,10 +117,6 @@ impl Core {
         let bytes = new.encode(&self.keys);
         // What no program would open is not written.
         UnverifiedHeader::decode(&bytes).map_err(|error| VolumeError::Refused(error.to_string()))?;
-        let (found, needed) = (self.store.capability().size, new.store_bytes());
-        if found < needed {
-            return Err(VolumeError::StoreTooSmall { found, needed });
-        }
         Ok((new, bytes))
     }
 
