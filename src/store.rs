@@ -17,7 +17,7 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// What a store can do, found out once when it is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capability {
-    /// Bytes that can be addressed.
+    /// Bytes that can be addressed; [`SlotStore::extend`] may make them more.
     pub size: u64,
     /// The physical block: bytes in one block may be lost together when a write to it is cut
     /// short. 512 or 4096; offsets and lengths of writes are multiples of it.
@@ -220,6 +220,16 @@ pub trait SlotStore: Send + Sync + 'static {
 
     /// Makes every returned write durable.
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Makes the store as long as `size` bytes, durably, as far as that is in its power: a file grows, a device may
+    /// have grown, others stay. What came of it is in [`capability`](Self::capability). It never gets shorter.
+    ///
+    /// # Errors
+    /// The operating system's; the store is as long as before or longer then.
+    fn extend(&self, size: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = size;
+        Box::pin(async { Ok(()) })
+    }
 
     /// Gives a range back to the store; a hint. What it reads as afterwards is undefined.
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>>;

@@ -13,9 +13,9 @@
 //! | `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain` | background work |
-//! | `space`, `reclaim`, `cold`, `index_reclaim` | how much room there is, getting space back |
+//! | `space`, `reclaim`, `cold`, `index_reclaim`, [`compact`] | how much room there is, getting space back |
 //! | [`anchor`] | the newest root remembered outside the store |
-//! | `header_change` | new keyslots while the volume is open |
+//! | `header_change`, `resize` | new keyslots, another size while the volume is open |
 //! | `wipe` | knowing that the keys are gone |
 //! | [`create`], [`unlock`], [`check`], [`salvage`] | making, unlocking, verifying volumes; opening damaged ones |
 
@@ -23,6 +23,7 @@ pub mod anchor;
 pub mod check;
 mod checkpoint;
 mod cold;
+pub mod compact;
 pub mod create;
 mod delta;
 mod error;
@@ -39,6 +40,7 @@ mod read;
 mod reclaim;
 mod recover;
 mod replay;
+mod resize;
 pub mod salvage;
 mod segments;
 mod space;
@@ -75,11 +77,12 @@ pub struct Volume {
 /// What all parts of an open volume share.
 ///
 /// Locks are taken in this order and never held across an await: `tail`, `queue`, `map`, the
-/// segment table; `moves` alone. `reclaimer`, `checkpointer` and `flusher` are asynchronous and come before
+/// segment table; `moves` and `header` alone. `reclaimer`, `checkpointer` and `flusher` are asynchronous and come before
 /// all of them, in this order.
 struct Core {
     store: Arc<dyn SlotStore>,
-    header: Header,
+    /// As this session goes by it: keyslots and sizes change, the rest does not.
+    header: RwLock<Arc<Header>>,
     mode: OpenMode,
     keys: Arc<VolumeKeys>,
     uids: UidSource,
@@ -151,8 +154,13 @@ impl Core {
         self.map.write().expect("no panic while the map is held")
     }
 
+    /// The header that holds now.
+    fn header(&self) -> Arc<Header> {
+        self.header.read().expect("no panic while the header is held").clone()
+    }
+
     fn align(&self) -> usize {
-        self.header.align as usize
+        self.header().align as usize
     }
 
     /// Refuses changes to a volume that was opened for reading.
@@ -165,11 +173,11 @@ impl Core {
 }
 
 impl Volume {
-    /// The authenticated header as it was opened; its keyslots may have changed since
-    /// ([`Volume::newest_header`]).
+    /// The authenticated header that this session goes by: as it was opened, or as this volume has changed
+    /// it since. [`Volume::newest_header`] is the one on the store.
     #[must_use]
-    pub fn header(&self) -> &Header {
-        &self.core.header
+    pub fn header(&self) -> Arc<Header> {
+        self.core.header()
     }
 
     /// Finishes what is being written, folds the log into the tree, and writes a last root. Changes that
@@ -196,12 +204,13 @@ impl Volume {
 
 impl Export for Volume {
     fn info(&self) -> ExportInfo {
-        let id = uuid::Uuid::from_bytes(self.core.header.volume);
-        let label = self.core.header.label_text();
+        let header = self.core.header();
+        let id = uuid::Uuid::from_bytes(header.volume);
+        let label = header.label_text();
         let description =
             if label.is_empty() { format!("sealbd {id}") } else { format!("sealbd {id} {label}") };
         let read_only = self.core.mode == OpenMode::ReadOnly;
-        ExportInfo { size: self.core.header.export_bytes, read_only, description }
+        ExportInfo { size: header.export_bytes, read_only, description }
     }
 
     async fn read<'a>(&'a self, range: ByteRange, buf: &'a mut [u8]) -> Result<Vec<ByteRange>, ExportError> {

@@ -85,7 +85,7 @@ pub(super) async fn run(options: &CheckOptions, context: &Context) -> Result<Exi
     let mut found = checked.map_err(failed)?;
     found.problems.retain(|problem| !findings.contains(problem));
     found.problems.splice(0..0, rolled_back.into_iter().chain(findings));
-    end(options, uuid_text(volume.header()), None, found, &backend.uri, context)
+    end(options, uuid_text(&volume.header()), None, found, &backend.uri, context)
 }
 
 async fn online(

@@ -132,6 +132,8 @@ async fn restore(options: &HeaderRestoreOptions, context: &Context) -> Result<Ex
             "YES",
         )?;
     }
+    let sized = Volume::keep_sizes(&*backend.store, &mut unlocked).await;
+    sized.map_err(|error| Failure::from(error).of(&backend.uri))?;
     let known = Volume::header_generation_of_root(&*backend.store, &unlocked).await?;
     unlocked.header.generation = unlocked.header.generation.max(present).max(known);
     if let Some(anchoring) = context.anchoring(&backend.uri) {

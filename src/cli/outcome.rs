@@ -322,6 +322,10 @@ impl From<VolumeError> for Failure {
             VolumeError::KeyTooCostly(_) => {
                 Self::new(EXIT_MEMORY, "kdf_cost", message, "use another keyslot, or a host with more memory")
             }
+            VolumeError::InUse { .. } => Self::refused(
+                message,
+                "make the file system smaller, blkdiscard what lies behind the new end, and run it again",
+            ),
             VolumeError::Refused(_) => {
                 Self::refused(message, "sealbd key list BACKEND shows the keyslots in use")
             }

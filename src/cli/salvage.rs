@@ -97,7 +97,7 @@ pub(super) async fn run(
     let problems: Vec<Finding> = rolled_back.into_iter().chain(findings).collect();
     let complete = problems.is_empty() && lost.is_empty() && root == newest;
     let report = Report {
-        uuid: uuid_text(volume.header()),
+        uuid: uuid_text(&volume.header()),
         out: out.display().to_string(),
         complete,
         size,

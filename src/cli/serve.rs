@@ -91,7 +91,7 @@ async fn open_volume(
     let unlocked = backend.unlock(managers, context).await?;
     context.trail.begin()?;
     let volume = context.open(&backend, unlocked, mode).await?;
-    let header = volume.header().clone();
+    let header = Header::clone(&volume.header());
     Ok((Gate::new(volume, backend.store, context.engine), header))
 }
 

@@ -479,7 +479,7 @@ impl Control {
 
 impl Identity {
     fn of(volume: &Volume) -> Self {
-        let &Header { volume: uuid, export_bytes, generation: header_generation, .. } = volume.header();
+        let &Header { volume: uuid, export_bytes, generation: header_generation, .. } = &*volume.header();
         Self { volume: uuid, export_bytes, header_generation, log_seq: volume.log_seq() }
     }
 }

@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -52,7 +52,8 @@ pub struct FileStore {
 struct Inner {
     file: File,
     path: PathBuf,
-    size: u64,
+    /// Grows only.
+    size: AtomicU64,
     access: Access,
     /// Whether the end must be looked at: a device does not shrink under us.
     regular: bool,
@@ -149,7 +150,7 @@ impl FileStore {
         let inner = Inner {
             file,
             path: path.to_owned(),
-            size,
+            size: AtomicU64::new(size),
             access,
             regular,
             punches: AtomicBool::new(punches),
@@ -176,7 +177,7 @@ impl FileStore {
 impl SlotStore for FileStore {
     fn capability(&self) -> Capability {
         Capability {
-            size: self.inner.size,
+            size: self.inner.size.load(Ordering::Relaxed),
             physical_block: PHYSICAL_BLOCK,
             io_bytes_max: IO_BYTES_MAX,
             discard: self.inner.punches.load(Ordering::Relaxed),
@@ -240,6 +241,13 @@ impl SlotStore for FileStore {
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.off_thread(Inner::sync))
+    }
+
+    fn extend(&self, size: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            self.capability().check_writable()?;
+            self.off_thread(move |inner| inner.extend(size)).await
+        })
     }
 
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -310,11 +318,29 @@ impl Inner {
             .map_err(|errno| format!("fdatasync: {}", io::Error::from(errno)))?;
         if self.regular {
             let size = self.file.metadata().map_err(|cause| format!("look at the file: {cause}"))?.size();
-            if size < self.size {
-                let (name, opened) = (self.path.display(), self.size);
+            let opened = self.size.load(Ordering::Relaxed);
+            if size < opened {
+                let name = self.path.display();
                 return Err(format!("{name} was cut from {opened} to {size} bytes while open"));
             }
         }
+        Ok(())
+    }
+
+    fn extend(&self, wanted: u64) -> Result<(), StoreError> {
+        if wanted <= self.size.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let failed = |context| move |cause| StoreError::from_io(context, cause);
+        // Of a device, what it has become; of a file, what somebody else has made of it counts as well.
+        let end = || (&self.file).seek(SeekFrom::End(0)).map_err(failed("look at the end of the file"));
+        let mut size = end()?;
+        if self.regular && size < wanted {
+            self.file.set_len(wanted).map_err(failed("set the size of the file"))?;
+            self.file.sync_all().map_err(failed("sync the file"))?;
+            size = end()?;
+        }
+        self.size.fetch_max(size, Ordering::Relaxed);
         Ok(())
     }
 

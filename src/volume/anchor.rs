@@ -205,7 +205,7 @@ impl Core {
     /// Remembers a root that is durable. A failure is kept for whoever asks; the next root tries again.
     pub(super) async fn anchor_root(&self, newest: Anchored) {
         let Some(mooring) = &self.mooring else { return };
-        let storing = mooring.anchoring.anchor.store(self.header.volume, newest);
+        let storing = mooring.anchoring.anchor.store(self.header().volume, newest);
         let stored = tokio::time::timeout(ANCHOR_WITHIN, storing)
             .await
             .unwrap_or(Err(AnchorError::TimedOut(ANCHOR_WITHIN)));

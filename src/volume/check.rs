@@ -73,7 +73,7 @@ impl Volume {
     /// `deep` once more.
     #[must_use]
     pub fn check_len(&self, deep: bool) -> u64 {
-        self.core.header.export_bytes * if deep { 2 } else { 1 }
+        self.core.header().export_bytes * if deep { 2 } else { 1 }
     }
 
     /// Verifies both headers, the root ring, the newest root and the one before, the segment table, the headers of
@@ -102,7 +102,7 @@ impl Core {
         progress: impl Fn(u64) + Send + Sync,
     ) -> Result<CheckReport, VolumeError> {
         let mut report = CheckReport::default();
-        let size = self.header.export_bytes;
+        let size = self.header().export_bytes;
         match self.check_structures(&mut report, &progress).await {
             Ok(()) => {}
             Err(Stop::Failed(error)) => return Err(error),

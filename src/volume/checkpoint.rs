@@ -115,7 +115,11 @@ impl Core {
         }
     }
 
-    async fn checkpoint_locked(self: &Arc<Self>, checkpointer: &mut Checkpointer) -> Result<(), VolumeError> {
+    /// The same for who holds the checkpointer.
+    pub(super) async fn checkpoint_locked(
+        self: &Arc<Self>,
+        checkpointer: &mut Checkpointer,
+    ) -> Result<(), VolumeError> {
         let mut unfinished = Unfinished { core: self, armed: true };
         // c1: freeze at a chunk boundary.
         let (frozen, span, unrooted) = {
@@ -288,7 +292,7 @@ impl Core {
         let mut queue = self.queue();
         tail.next_seq = queue.completed.start_seq;
         tail.chain = queue.completed.chain;
-        queue.completed = tail.span_of_next(self.header.active_epoch).expect("a claimed log announces");
+        queue.completed = tail.span_of_next(self.header().active_epoch).expect("a claimed log announces");
     }
 
     fn forget_log_before(&self, first: Handle) {
@@ -315,7 +319,7 @@ impl Core {
             previous: checkpointer.previous.clone(),
             writer_epoch: self.writer_epoch,
             min_header_generation: checkpointer.header_generation,
-            export_bytes: self.header.export_bytes,
+            export_bytes: self.header().export_bytes,
             log_spans: spans,
             reserved,
             tops: tree.tops,
@@ -336,7 +340,7 @@ impl Core {
             Err(error) => {
                 // The next number that belongs in the same ring block: a torn block there is
                 // written over by the next root, and at no time is more than one torn.
-                self.generation.fetch_add(u64::from(self.header.ring_slots) - 1, Ordering::Relaxed);
+                self.generation.fetch_add(u64::from(self.header().ring_slots) - 1, Ordering::Relaxed);
                 {
                     let mut table = self.segments.table_mut();
                     table.apply(&change.inverse());
@@ -361,7 +365,7 @@ impl Core {
     async fn retire(self: &Arc<Self>, root: Durable) {
         let unused = {
             let mut table = self.segments.table_mut();
-            table.free(&root.dead, root.generation, |phys| self.header.slot_at(phys));
+            table.free(&root.dead, root.generation, |phys| self.header().slot_at(phys));
             table.root_is_durable(root.generation)
         };
         self.drop_and_release(unused).await;
@@ -375,7 +379,7 @@ impl Core {
             // A hint; the slot is free whether or not the store takes it back.
             let _ = self
                 .store
-                .discard(self.header.slot_offset(*slot), u64::from(self.header.segment_bytes))
+                .discard(self.header().slot_offset(*slot), u64::from(self.header().segment_bytes))
                 .await;
         }
         self.segments.table_mut().release(&slots);
@@ -454,8 +458,8 @@ impl Core {
             payload,
         };
         let (bytes, mac) = block.encode(&self.keys);
-        let slot = generation % u64::from(self.header.ring_slots);
-        let at = self.header.ring_offset + slot * RING_BLOCK_LEN as u64;
+        let slot = generation % u64::from(self.header().ring_slots);
+        let at = self.header().ring_offset + slot * RING_BLOCK_LEN as u64;
         write_store(&*self.store, at, vec![Bytes::from(bytes)], Persist::Durable).await?;
         Ok(mac)
     }
@@ -488,7 +492,7 @@ fn blob_pointer(
     BlobPointer {
         uid: place.uid,
         phys: place.phys,
-        epoch: core.header.active_epoch,
+        epoch: core.header().active_epoch,
         offset: u32::try_from(offset).expect("segments are at most 64 MiB"),
         len: u32::try_from(len).expect("blobs are at most a few MiB"),
     }

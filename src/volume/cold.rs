@@ -161,16 +161,16 @@ impl Core {
         let (handle, phys) = {
             let mut table = self.segments.table_mut();
             let slot = table.take_any().ok_or(VolumeError::NoSpace)?;
-            let phys = self.header.slot_offset(slot);
+            let phys = self.header().slot_offset(slot);
             (table.add_row(new_row(kind, id, phys, self.epoch16(), generation)), phys)
         };
         let mut key =
-            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header.segment_bytes));
+            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header().segment_bytes));
         self.segments.remember(key.reader());
         let header = SegmentHeader {
             kind,
-            epoch: self.header.active_epoch,
-            volume: self.header.volume,
+            epoch: self.header().active_epoch,
+            volume: self.header().volume,
             uid: id,
             phys,
             writer_epoch: self.writer_epoch,

@@ -59,6 +59,18 @@ impl OverProvisioning {
         (Self::MIN.0..=Self::MAX.0).contains(&hundredths).then_some(Self(hundredths))
     }
 
+    /// What the slots of a volume amount to: of all that come to as many the default, else the least.
+    fn found_in(header: &Header) -> Self {
+        let slots = |spare: Self| {
+            Geometry::with_segments(header.export_bytes, header.segment_bytes, spare)
+                .map_or(u64::MAX, |geometry| geometry.slots)
+        };
+        let all = || (Self::MIN.0..=Self::MAX.0).map(Self);
+        let found = all().map(slots).filter(|slots| *slots <= header.slots).max();
+        let fits = |spare: &Self| Some(slots(*spare)) == found;
+        [Self::DEFAULT].into_iter().chain(all()).find(fits).unwrap_or(Self::MIN)
+    }
+
     fn of(self, segments: u64) -> u64 {
         (segments * u64::from(self.0)).div_ceil(100)
     }
@@ -79,6 +91,29 @@ impl Geometry {
     /// # Errors
     /// [`VolumeError::Refused`] when the size is no multiple of 4096 or out of bounds.
     pub fn with_spare(export_bytes: u64, spare: OverProvisioning) -> Result<Self, VolumeError> {
+        let segment_bytes = if export_bytes >= LARGE_EXPORT { 8 << 20 } else { 2 << 20 };
+        Self::with_segments(export_bytes, segment_bytes, spare)
+    }
+
+    /// The geometry of a volume that is made another size: its segments stay as they are, and so does its
+    /// over-provisioning where `spare` names none. It may have fewer slots than there are; those stay.
+    ///
+    /// # Errors
+    /// As [`Geometry::with_spare`].
+    pub fn resized(
+        header: &Header,
+        export_bytes: u64,
+        spare: Option<OverProvisioning>,
+    ) -> Result<Self, VolumeError> {
+        let spare = spare.unwrap_or_else(|| OverProvisioning::found_in(header));
+        Self::with_segments(export_bytes, header.segment_bytes, spare)
+    }
+
+    fn with_segments(
+        export_bytes: u64,
+        segment_bytes: u32,
+        spare: OverProvisioning,
+    ) -> Result<Self, VolumeError> {
         if !export_bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(VolumeError::Refused(format!("size {export_bytes} is not a multiple of 4096")));
         }
@@ -87,7 +122,6 @@ impl Geometry {
                 "size {export_bytes} is outside {EXPORT_BYTES_MIN} … {EXPORT_BYTES_MAX}"
             )));
         }
-        let segment_bytes: u32 = if export_bytes >= LARGE_EXPORT { 8 << 20 } else { 2 << 20 };
         let full = (export_bytes / SECTOR_BYTES).div_ceil(records_per_segment(segment_bytes));
         // Dense leaves are 1/512 of the data; two generations of them, and the log's own segments.
         let index = (export_bytes / 256).div_ceil(segment_bytes.into()) + 4;
@@ -236,12 +270,12 @@ impl NewVolume {
         store.sync().await?;
         let core = Core::unborn(surroundings, store.clone(), header, keys.clone())?;
         core.claim(&mut *core.checkpointer.lock().await).await?;
-        let bytes = Bytes::from(core.header.encode(&keys));
+        let bytes = Bytes::from(core.header().encode(&keys));
         for offset in HEADER_OFFSETS {
             write_store(&*store, offset, vec![bytes.clone()], Persist::Volatile).await?;
         }
         store.sync().await?;
-        Ok(core.header.clone())
+        Ok(Header::clone(&core.header()))
     }
 }
 

@@ -91,6 +91,14 @@ pub enum VolumeError {
         /// Bytes needed.
         needed: u64,
     },
+    /// The volume cannot end where it was asked to.
+    #[error("the volume is in use behind byte {end}: first at byte {first}")]
+    InUse {
+        /// Where it was to end.
+        end: u64,
+        /// The first byte behind that which is data, or allocated.
+        first: u64,
+    },
     /// What was asked for does not fit or is not allowed.
     #[error("{0}")]
     Refused(String),

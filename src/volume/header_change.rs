@@ -1,4 +1,5 @@
-//! A new generation of the header while the volume is open: keyslots change, nothing else does.
+//! A new generation of the header while the volume is open: keyslots change, nothing else does; for another
+//! size there is `resize`.
 //!
 //! Whoever asks has the data key, for the bytes carry a MAC under a key derived from it; the volume needs
 //! no key manager for this. The header on the store is the only record of what it is now; each change is
@@ -6,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::queue::Health;
 use super::unlock::{read_header, write_copies};
 use super::{Core, OpenMode, Volume, VolumeError};
 use crate::format::header::{Header, UnverifiedHeader};
@@ -51,10 +53,14 @@ impl Volume {
         {
             // Held to the end: no root may name a generation that is not on the store, and changes queue.
             let mut checkpointer = core.checkpointer.lock().await;
+            if let Health::Stopped(error) = &core.queue().health {
+                return Err(VolumeError::Stopped(error.to_string()));
+            }
             let now = core.newest_header(checkpointer.header_generation).await?;
             check_change(&now, &new)?;
             write_copies(&*core.store, bytes).await?;
-            checkpointer.header_generation = new.generation;
+            // With it a larger size that an earlier resize left unfinished.
+            core.install(&mut checkpointer, new.clone());
         }
         core.checkpoint().await?;
         Ok(new)
@@ -62,7 +68,7 @@ impl Volume {
 }
 
 impl Core {
-    async fn newest_header(self: &Arc<Self>, known: u64) -> Result<Header, VolumeError> {
+    pub(super) async fn newest_header(self: &Arc<Self>, known: u64) -> Result<Header, VolumeError> {
         let header = read_header(&*self.store).await?.authenticate(&self.keys)?;
         let found = header.generation;
         if found < known { Err(VolumeError::HeaderRollback { found, known }) } else { Ok(header) }

@@ -54,7 +54,7 @@ impl Core {
     }
 
     fn sparse_index_segments(&self) -> HashSet<Handle> {
-        let segment = u64::from(self.header.segment_bytes);
+        let segment = u64::from(self.header().segment_bytes);
         let table = self.segments.table();
         let mut sparse: Vec<(u32, Handle)> = table
             .rows()

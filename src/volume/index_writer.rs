@@ -162,19 +162,19 @@ impl Core {
         let (handle, slot, phys) = {
             let mut table = self.segments.table_mut();
             let slot = table.take_any().ok_or(VolumeError::NoSpace)?;
-            let phys = self.header.slot_offset(slot);
+            let phys = self.header().slot_offset(slot);
             let handle = table.add_row(new_row(kind, id, phys, self.epoch16(), generation));
             // Grows as it is written; live bytes may be counted before that.
-            table.set_bytes(handle, self.header.segment_bytes);
+            table.set_bytes(handle, self.header().segment_bytes);
             (handle, slot, phys)
         };
         let mut key =
-            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header.segment_bytes));
+            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header().segment_bytes));
         self.segments.remember(key.reader());
         let header = SegmentHeader {
             kind,
-            epoch: self.header.active_epoch,
-            volume: self.header.volume,
+            epoch: self.header().active_epoch,
+            volume: self.header().volume,
             uid: id,
             phys,
             writer_epoch: self.writer_epoch,

@@ -148,7 +148,7 @@ impl Core {
             handle: open.handle,
             uid: open.uid,
             phys: open.phys,
-            epoch: self.header.active_epoch,
+            epoch: self.header().active_epoch,
             start_offset: u32::try_from(offset).expect("segments are at most 64 MiB"),
             start_seq: seq,
             chain,

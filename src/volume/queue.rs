@@ -13,7 +13,7 @@ use super::delta::Run;
 use crate::export::ExportError;
 use crate::format::chunk::Op;
 use crate::format::root::LogSpan;
-use crate::geometry::{SECTOR_LEN, SectorRange};
+use crate::geometry::{Lba, SECTOR_LEN, SectorRange};
 use crate::payload::RECORD_LEN;
 
 /// Chunks being written at once (docs/FORMAT.md §8): enough to hide the latency of a store; more would
@@ -49,7 +49,7 @@ impl Part {
     ///
     /// # Panics
     /// When the part does not change the sector.
-    pub(super) fn sector(&self, lba: crate::geometry::Lba) -> Option<&[u8]> {
+    pub(super) fn sector(&self, lba: Lba) -> Option<&[u8]> {
         assert!(self.sectors.contains(lba), "the part covers the sector");
         let index = usize::try_from(lba.0 - self.sectors.start.0).expect("a part fits in memory");
         (self.op == Op::Write).then(|| &self.records[index * RECORD_LEN..][..SECTOR_LEN])
@@ -59,7 +59,7 @@ impl Part {
     pub(super) fn split_behind(&mut self, count: u64) -> Self {
         let at = usize::try_from(count).expect("a part fits in memory") * RECORD_LEN;
         let rest = self.records.split_off(at);
-        let start = crate::geometry::Lba(self.sectors.start.0 + count);
+        let start = Lba(self.sectors.start.0 + count);
         let sectors = SectorRange::new(start, self.sectors.count - count);
         self.sectors.count = count;
         self.done.one_more();
@@ -149,6 +149,8 @@ pub(super) struct Queue {
     pub(super) in_flight: VecDeque<Chunk>,
     pub(super) merges: Vec<Merge>,
     pub(super) next_merge_id: u64,
+    /// Nothing may change from here on.
+    pub(super) end: Lba,
     /// Where the chunk behind the last one that took effect will be found.
     pub(super) completed: LogSpan,
     pub(super) durable_seq: u64,
@@ -160,7 +162,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(completed: LogSpan) -> Self {
+    pub(super) fn new(completed: LogSpan, end: Lba) -> Self {
         Self {
             waiting: VecDeque::new(),
             leader: false,
@@ -168,6 +170,7 @@ impl Queue {
             in_flight: VecDeque::new(),
             merges: Vec::new(),
             next_merge_id: 0,
+            end,
             durable_seq: completed.start_seq - 1,
             completed,
             health: Health::Good,

@@ -94,10 +94,15 @@ impl Reclaimer {
         let moved = self.move_chunk(core).await;
         let left = self.batch.as_ref().map_or(0, |batch| batch.candidates.len());
         if moved.is_err() || left == 0 {
-            self.batch = None;
-            core.room.keep_from_writers(0);
+            self.give_up(core);
         }
         moved.map(|()| if left == 0 { Step::Finished } else { Step::Going })
+    }
+
+    /// Ends the batch; what was moved counts.
+    pub(super) fn give_up(&mut self, core: &Core) {
+        self.batch = None;
+        core.room.keep_from_writers(0);
     }
 
     async fn begin(&mut self, core: &Core) -> Result<Option<Batch>, VolumeError> {
@@ -210,7 +215,7 @@ impl Core {
     /// Sectors that a cold segment holds, about.
     fn sectors_per_cold_segment(&self) -> u64 {
         let chunk = ChunkLayout::new(RECORDS_MAX, RECORDS_MAX, self.align()).chunk_len;
-        let room = self.header.segment_bytes as usize - SEGMENT_HEADER_LEN;
+        let room = self.header().segment_bytes as usize - SEGMENT_HEADER_LEN;
         (room * RECORDS_MAX / chunk) as u64
     }
 
@@ -219,7 +224,7 @@ impl Core {
     fn victims(&self, damaged: &HashSet<Uid>) -> Vec<(Handle, Row)> {
         let in_log: HashSet<Handle> = self.tail().segments.iter().copied().collect();
         let now = self.generation.load(std::sync::atomic::Ordering::Relaxed);
-        let segment = u64::from(self.header.segment_bytes);
+        let segment = u64::from(self.header().segment_bytes);
         let table = self.segments.table();
         let mut found: Vec<(u64, Handle, Row)> = table
             .rows()
@@ -239,7 +244,7 @@ impl Core {
 
     /// Live bytes that have to be moved before `free` slots become as many as the reclaim mark wants.
     pub(super) fn reclaim_debt(&self, free: u64) -> u64 {
-        let segment = u64::from(self.header.segment_bytes);
+        let segment = u64::from(self.header().segment_bytes);
         let mut wanted = self.room.reclaim_mark().saturating_sub(free) * segment;
         let mut debt = 0;
         for (_, row) in self.victims(&HashSet::new()) {

@@ -12,20 +12,21 @@ use super::checkpoint::Checkpointer;
 use super::io::{SegmentReader, read_store};
 use super::queue::Queue;
 use super::replay::{Replayed, replay};
+use super::resize::{settle_size, top_count};
 use super::segments::{BadTable, Segments};
 use super::space::Room;
 use super::tail::Tail;
-use super::tree::{Pages, Tree, page_sectors};
+use super::tree::{Pages, Tree};
 use super::unlock::Unlocked;
 use super::{Core, Counters, Map, Volume, VolumeError};
 use crate::cipher::{Surroundings, UidSource, VolumeKeys};
 use crate::format::FormatError;
-use crate::format::header::Header;
-use crate::format::page::{Loc, TOP_LEVEL};
+use crate::format::header::{EXPORT_BYTES_MAX, Header};
+use crate::format::page::Loc;
 use crate::format::root::{BlobPointer, LogSpan, RING_BLOCK_LEN, RingBlock, Root, open_table_part};
 use crate::format::segment::SegmentKind;
 use crate::format::table::TablePart;
-use crate::geometry::{Generation, SECTOR_BYTES};
+use crate::geometry::{Generation, Lba, SECTOR_BYTES};
 use crate::store::SlotStore;
 
 /// Longest stored table part: its rows and a tag.
@@ -87,7 +88,7 @@ impl Volume {
     pub async fn open_in(
         surroundings: Surroundings,
         store: Arc<dyn SlotStore>,
-        header: Header,
+        mut header: Header,
         keys: Arc<VolumeKeys>,
         mode: OpenMode,
         anchoring: Option<Anchoring>,
@@ -106,20 +107,19 @@ impl Volume {
         let refusing = anchoring.as_ref().is_some_and(|to| to.on_rollback == OnRollback::Refuse);
         let oldest = anchored.filter(|_| refusing).map_or(0, |anchored| anchored.generation);
         let state = load(&store, &header, &keys, oldest).await?;
-        let LoadedRoot { root, mut last_number, mac, segments } = state;
+        let LoadedRoot { mut root, mut last_number, mac, segments } = state;
         if root.min_header_generation > header.generation {
             let (found, known) = (header.generation, root.min_header_generation);
             return Err(VolumeError::HeaderRollback { found, known });
         }
-        if root.export_bytes != header.export_bytes {
-            return Err(VolumeError::Inconsistent("header and root name different sizes".into()));
-        }
+        let found_header = header.generation;
+        let smaller = settle_size(&mut header, &mut root)?;
         let reader = SegmentReader::new(store.clone(), keys.clone(), segments, header.segment_bytes.into());
         let replayed = replay(&header, &reader, &root.log_spans).await?;
         let mooring = match anchoring {
             Some(anchoring) => {
                 let held = judge(&anchoring, anchored, &root, mac, replayed.next_seq.saturating_sub(1))?;
-                check_header(&held, &header)?;
+                check_header(&held, found_header)?;
                 Some(Mooring::new(anchoring, held))
             }
             None => None,
@@ -135,6 +135,9 @@ impl Volume {
         core.generation.store(last_number, std::sync::atomic::Ordering::Relaxed);
         if mode == OpenMode::ReadWrite {
             core.take_over().await?;
+            if let Some(smaller) = smaller {
+                core.finish_shrink(smaller).await?;
+            }
         }
         Ok(Self { core })
     }
@@ -174,7 +177,7 @@ impl Volume {
         let Some((block, mac)) = ring.first() else { return Ok(()) };
         let Ok(root) = read_payload(store, header, keys, block).await else { return Ok(()) };
         let held = judge(anchoring, Some(anchored), &root, *mac, anchored.log_seq)?;
-        check_header(&held, header)
+        check_header(&held, header.generation)
     }
 }
 
@@ -227,7 +230,7 @@ impl Core {
             segments,
             pages: Pages::new(),
             map: RwLock::new(Map { active: delta, frozen: None, tree: Arc::new(Tree { tops: root.tops }) }),
-            queue: Mutex::new(Queue::new(nowhere)),
+            queue: Mutex::new(Queue::new(nowhere, Lba(header.export_bytes / SECTOR_BYTES))),
             tail: Mutex::new(tail),
             checkpointer: tokio::sync::Mutex::new(checkpointer),
             reclaimer: tokio::sync::Mutex::default(),
@@ -243,7 +246,7 @@ impl Core {
             generation: AtomicU64::new(root.generation),
             writer_epoch: last_epoch + u64::from(mode == OpenMode::ReadWrite),
             mooring,
-            header,
+            header: RwLock::new(Arc::new(header)),
             gone: tokio::sync::watch::Sender::new(()),
         }))
     }
@@ -318,8 +321,9 @@ impl Core {
             let mut tail = self.tail();
             tail.segments.push_back(first.handle);
             tail.next = Some(first);
-            let span = tail.span_of_next(self.header.active_epoch).expect("prepared above");
-            *self.queue() = Queue::new(span);
+            let span = tail.span_of_next(self.header().active_epoch).expect("prepared above");
+            let end = self.queue().end;
+            *self.queue() = Queue::new(span, end);
         }
         let mut checkpointer = self.checkpointer.lock().await;
         let many = checkpointer.replayed.len() >= SPANS_BEFORE_CHECKPOINT;
@@ -358,10 +362,10 @@ fn above_anchor(last_number: u64, anchored: Option<&Anchored>, rounds: u64) -> u
 }
 
 /// A header that an anchored root would refuse.
-fn check_header(held: &Held, header: &Header) -> Result<(), VolumeError> {
+fn check_header(held: &Held, found: u64) -> Result<(), VolumeError> {
     let known = held.last.map_or(0, |anchored| anchored.header_generation);
-    if header.generation < known && held.accepted.is_none() {
-        return Err(VolumeError::HeaderRollback { found: header.generation, known });
+    if found < known && held.accepted.is_none() {
+        return Err(VolumeError::HeaderRollback { found, known });
     }
     Ok(())
 }
@@ -438,7 +442,7 @@ pub(super) async fn read_ring_blocks(
 ///
 /// Only the block behind the newest root's may be torn: a root is written while all others rest. Any
 /// other one that is not what it should be is damage, and named.
-async fn read_ring(
+pub(super) async fn read_ring(
     store: &dyn SlotStore,
     header: &Header,
     keys: &VolumeKeys,
@@ -515,13 +519,16 @@ pub(super) async fn read_payload(
     let at = block.payload.phys + u64::from(block.payload.offset);
     let root = Root::open(&key, block.payload.offset.into(), block.generation, &stored)
         .map_err(|source| VolumeError::damaged("root payload", at, source))?;
-    check_root(header, &root)?;
+    check_root(&root)?;
     Ok(root)
 }
 
-fn check_root(header: &Header, root: &Root) -> Result<(), VolumeError> {
-    let sectors = header.export_bytes / SECTOR_BYTES;
-    if root.tops.len() as u64 != sectors.div_ceil(page_sectors(TOP_LEVEL)) {
+fn check_root(root: &Root) -> Result<(), VolumeError> {
+    if !root.export_bytes.is_multiple_of(SECTOR_BYTES) || !(1..=EXPORT_BYTES_MAX).contains(&root.export_bytes)
+    {
+        return Err(VolumeError::Inconsistent("the root names a size that no volume has".into()));
+    }
+    if root.tops.len() != top_count(root.export_bytes) {
         return Err(VolumeError::Inconsistent(
             "the root has another number of top pointers than the size needs".into(),
         ));

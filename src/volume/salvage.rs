@@ -12,6 +12,7 @@ use super::check::{CheckReport, DamagedRange, Finding, Piece, Structure, is_loca
 use super::io::{SegmentReader, read_store};
 use super::recover::{LoadedRoot, Ring, host_id, load_root, read_ring_blocks};
 use super::replay::replay_what_is_whole;
+use super::resize::settle_size;
 use super::unlock::Unlocked;
 use super::{Core, OpenMode, Volume, VolumeError};
 use crate::cipher::{Surroundings, UidSource, VolumeKeys};
@@ -55,7 +56,7 @@ impl Volume {
         store: Arc<dyn SlotStore>,
         unlocked: Unlocked,
     ) -> Result<Salvaged, VolumeError> {
-        let Unlocked { header, keys, .. } = unlocked;
+        let Unlocked { mut header, keys, .. } = unlocked;
         let mut findings = Vec::new();
         let size = store.capability().size;
         let needed = header.store_bytes();
@@ -78,15 +79,14 @@ impl Volume {
             whole => whole?,
         };
         let begun = begun(&*store, &keys, &block).await;
-        let LoadedRoot { root, last_number, mac, segments } = loaded;
+        let LoadedRoot { mut root, last_number, mac, segments } = loaded;
         if root.min_header_generation > header.generation {
             let (found, known) = (header.generation, root.min_header_generation);
             let error = VolumeError::HeaderRollback { found, known };
             tell(&mut findings, Structure::Header, None, error.to_string());
         }
-        if root.export_bytes != header.export_bytes {
-            return Err(VolumeError::Inconsistent("header and root name different sizes".into()));
-        }
+        // Of two sizes the larger one: a salvage leaves nothing out.
+        settle_size(&mut header, &mut root)?;
         let reader = SegmentReader::new(store.clone(), keys.clone(), segments, header.segment_bytes.into());
         let (replayed, damage) = replay_what_is_whole(&header, &reader, &root.log_spans).await?;
         if let Some(damage) = damage {

@@ -113,6 +113,14 @@ impl Segments {
         }
     }
 
+    /// Makes room for `slots` slots, if there are fewer.
+    pub(super) fn grow(&mut self, slots: u64) {
+        let slots = usize::try_from(slots).expect("slot counts are below 2^32");
+        let more = slots.saturating_sub(self.slot_taken.len());
+        self.slot_taken.resize(self.slot_taken.len() + more, false);
+        self.free_count += more as u64;
+    }
+
     /// The table that a root stored. `slot_at` maps a place to its slot.
     pub(super) fn load(
         slots: u64,

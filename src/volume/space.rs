@@ -36,25 +36,32 @@ pub(super) fn reclaim_mark(slots: u64, export_bytes: u64, segment_bytes: u64) ->
 
 /// The marks of an open volume.
 pub(super) struct Room {
-    reserve: u64,
-    reclaim_mark: u64,
+    reserve: AtomicU64,
+    reclaim_mark: AtomicU64,
     /// Slots that the batch of moves under way keeps from writers.
     kept: AtomicU64,
 }
 
 impl Room {
     pub(super) fn new(slots: u64, export_bytes: u64, segment_bytes: u64) -> Self {
-        let reserve = private_reserve(slots, export_bytes, segment_bytes);
-        let reclaim_mark = reclaim_mark(slots, export_bytes, segment_bytes);
-        Self { reserve, reclaim_mark, kept: AtomicU64::new(0) }
+        let room =
+            Self { reserve: AtomicU64::new(0), reclaim_mark: AtomicU64::new(0), kept: AtomicU64::new(0) };
+        room.resize(slots, export_bytes, segment_bytes);
+        room
+    }
+
+    /// Sets the marks for another size.
+    pub(super) fn resize(&self, slots: u64, export_bytes: u64, segment_bytes: u64) {
+        self.reserve.store(private_reserve(slots, export_bytes, segment_bytes), Ordering::Relaxed);
+        self.reclaim_mark.store(reclaim_mark(slots, export_bytes, segment_bytes), Ordering::Relaxed);
     }
 
     pub(super) fn reserve(&self) -> u64 {
-        self.reserve
+        self.reserve.load(Ordering::Relaxed)
     }
 
     pub(super) fn reclaim_mark(&self) -> u64 {
-        self.reclaim_mark
+        self.reclaim_mark.load(Ordering::Relaxed)
     }
 
     pub(super) fn keep_from_writers(&self, slots: u64) {
@@ -66,13 +73,13 @@ impl Core {
     /// Whether so few slots are in no use that segments must be emptied.
     pub(super) fn space_is_low(&self) -> bool {
         let table = self.segments.table();
-        (table.unused() + table.freed_slots() as u64) < self.room.reclaim_mark
+        (table.unused() + table.freed_slots() as u64) < self.room.reclaim_mark()
     }
 
     /// Whether the log may take another slot for a write.
     pub(super) fn writers_have_room(&self) -> bool {
         let table = self.segments.table();
-        let kept = self.room.reserve + self.room.kept.load(Ordering::Relaxed);
+        let kept = self.room.reserve() + self.room.kept.load(Ordering::Relaxed);
         table.available_slots() > 0 && table.unused() > kept
     }
 
@@ -80,11 +87,11 @@ impl Core {
     pub(super) fn room_for_moves(&self) -> u64 {
         // Of the reserve, half is left to the checkpoint that frees what is emptied.
         let unused = self.segments.table().unused();
-        unused.saturating_sub(self.room.reserve.div_ceil(2)).max(1)
+        unused.saturating_sub(self.room.reserve().div_ceil(2)).max(1)
     }
 
     /// Slots that writers may use while a batch of moves fills `moved` of them.
     pub(super) fn room_beside(&self, moved: u64) -> u64 {
-        self.segments.table().unused().saturating_sub(self.room.reserve + moved)
+        self.segments.table().unused().saturating_sub(self.room.reserve() + moved)
     }
 }

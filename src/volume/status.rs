@@ -70,8 +70,8 @@ impl Volume {
         let core = &self.core;
         let log_seq = core.queue().completed_seq();
         let mut space = SpaceStatus {
-            segment_bytes: core.header.segment_bytes.into(),
-            slots: core.header.slots,
+            segment_bytes: core.header().segment_bytes.into(),
+            slots: core.header().slots,
             free_slots: 0,
             reclaim_below_slots: core.room.reclaim_mark(),
             reserve_slots: core.room.reserve(),
@@ -100,7 +100,7 @@ impl Volume {
         let store_bytes_written = count(&core.counters.log_bytes) + index_bytes_written + moved_bytes_written;
         let bytes_written = count(&core.counters.bytes_written);
         VolumeStatus {
-            export_bytes: core.header.export_bytes,
+            export_bytes: core.header().export_bytes,
             read_only: core.mode == OpenMode::ReadOnly,
             root_generation: count(&core.generation),
             writer_epoch: core.writer_epoch,

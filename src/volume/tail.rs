@@ -77,7 +77,7 @@ impl Core {
         let Some(slot) = table.take_available() else {
             return Ok(None);
         };
-        let phys = self.header.slot_offset(slot);
+        let phys = self.header().slot_offset(slot);
         let epoch = self.epoch16();
         let handle = table.add_row(new_row(SegmentKind::Log, uid.uid(), phys, epoch, generation));
         Ok(Some(Prepared { uid, phys, handle }))
@@ -107,11 +107,11 @@ impl Core {
         let id = uid.uid();
         let kind = SegmentKind::Log;
         let mut key =
-            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header.segment_bytes));
+            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header().segment_bytes));
         let header = SegmentHeader {
             kind,
-            epoch: self.header.active_epoch,
-            volume: self.header.volume,
+            epoch: self.header().active_epoch,
+            volume: self.header().volume,
             uid: id,
             phys,
             writer_epoch: self.writer_epoch,
@@ -134,7 +134,7 @@ impl Core {
 
     /// The active epoch as the table stores it.
     pub(super) fn epoch16(&self) -> u16 {
-        u16::try_from(self.header.active_epoch).expect("checked when the header was read")
+        u16::try_from(self.header().active_epoch).expect("checked when the header was read")
     }
 
     pub(super) fn count_sealed(&self, messages: u64) {

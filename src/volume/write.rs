@@ -146,6 +146,11 @@ impl Core {
                 return Added::Waiting { receiver, leader: false };
             }
         }
+        if sectors.end() > queue.end {
+            let (done, receiver) = Completion::new();
+            done.part_done(Err(ExportError::NoSpace("the volume has become smaller".into())));
+            return Added::Waiting { receiver, leader: false };
+        }
         if let Some(done) = queue.merge_over(sectors) {
             return Added::Blocked(Blocked::OnMerge(done));
         }

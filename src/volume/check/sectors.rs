@@ -48,7 +48,7 @@ impl Core {
         progress: impl Fn(u64) + Send + Sync,
         mut take: impl FnMut(Piece<'_>) -> Result<(), VolumeError> + Send,
     ) -> Result<(), VolumeError> {
-        let sectors = self.header.export_bytes / SECTOR_BYTES;
+        let sectors = self.header().export_bytes / SECTOR_BYTES;
         let mut at = 0;
         while at < sectors {
             let window = SectorRange::new(Lba(at), WINDOW.min(sectors - at));
@@ -156,7 +156,7 @@ impl Core {
 
     fn bytes_of(&self, sectors: SectorRange) -> ByteRange {
         let (offset, len) = (sectors.start.byte_offset(), sectors.count * SECTOR_BYTES);
-        ByteRange::within(offset, len, self.header.export_bytes).expect("runs lie inside the export")
+        ByteRange::within(offset, len, self.header().export_bytes).expect("runs lie inside the export")
     }
 }
 

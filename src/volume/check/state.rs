@@ -41,7 +41,7 @@ impl Core {
             // Neither headers nor roots are written meanwhile; the guard is that of this very state.
             let checkpointer = self.checkpointer.lock().await;
             self.check_headers(report).await?;
-            let ring = read_ring_blocks(&*self.store, &self.header, &self.keys).await?;
+            let ring = read_ring_blocks(&*self.store, &self.header(), &self.keys).await?;
             // Between checkpoints nothing is frozen.
             let records = |run: &Run| run.loc.handle().is_some();
             report.log.sectors = self.map().active.runs().filter(records).map(|run| run.sectors.count).sum();
@@ -50,7 +50,7 @@ impl Core {
         };
         let Some((block, before)) = ring else { return Ok(()) };
         report.root = block.generation;
-        let root = match read_payload(&*self.store, &self.header, &self.keys, &block).await {
+        let root = match read_payload(&*self.store, &self.header(), &self.keys, &block).await {
             Ok(root) => root,
             Err(error) if is_local(&error) => {
                 let at = block.payload.phys + u64::from(block.payload.offset);
@@ -98,10 +98,10 @@ impl Core {
         used: Option<[u8; 16]>,
     ) -> Option<(RingBlock, Option<RingBlock>)> {
         let Ring { valid, bad } = ring;
-        let slots = u64::from(self.header.ring_slots);
+        let slots = u64::from(self.header().ring_slots);
         let newest = valid.first().map(|(block, _)| block.generation);
         for (slot, source) in bad {
-            let at = Some(self.header.ring_offset + slot * RING_BLOCK_LEN as u64);
+            let at = Some(self.header().ring_offset + slot * RING_BLOCK_LEN as u64);
             if newest.is_some_and(|newest| slot == (newest + 1) % slots) {
                 let text = format!("block {slot} is damaged, or was torn when a root was written: {source}");
                 report.warning(Structure::RootRing, at, text);
@@ -112,7 +112,7 @@ impl Core {
         let at = valid.iter().position(|(_, mac)| Some(*mac) == used);
         let Some(at) = at else {
             let text = "the root in use is not in it any more".to_owned();
-            report.problem(Structure::RootRing, Some(self.header.ring_offset), text);
+            report.problem(Structure::RootRing, Some(self.header().ring_offset), text);
             return None;
         };
         let mut blocks = valid.into_iter().skip(at).map(|(block, _)| block);
@@ -129,9 +129,9 @@ impl Core {
     ) -> Result<(), VolumeError> {
         let Some(block) = before else { return Ok(()) };
         let read = async {
-            let root = read_payload(&*self.store, &self.header, &self.keys, block).await?;
+            let root = read_payload(&*self.store, &self.header(), &self.keys, block).await?;
             for number in 0..root.table.len() {
-                read_table_part(&*self.store, &self.header, &self.keys, &root, number).await?;
+                read_table_part(&*self.store, &self.header(), &self.keys, &root, number).await?;
             }
             Ok::<_, VolumeError>(())
         };
@@ -164,14 +164,14 @@ impl Core {
         still: &Still<'_>,
     ) -> Result<Option<Vec<Expected>>, Stop> {
         let mut expected: Vec<Expected> = Vec::new();
-        let mut taken = vec![0u64; usize::try_from(self.header.slots.div_ceil(64)).expect("below 2^32")];
+        let mut taken = vec![0u64; usize::try_from(self.header().slots.div_ceil(64)).expect("below 2^32")];
         let freed: HashSet<Uid> = root.freed.iter().map(|place| place.uid).collect();
         let mut spans: HashSet<Uid> = root.log_spans.iter().map(|span| span.uid).collect();
         for number in 0..root.table.len() {
             still.check()?;
             let pointer = root.table[number];
             let at = Some(pointer.phys + u64::from(pointer.offset));
-            let part = match read_table_part(&*self.store, &self.header, &self.keys, root, number).await {
+            let part = match read_table_part(&*self.store, &self.header(), &self.keys, root, number).await {
                 Ok(part) if part.first as usize == expected.len() => part,
                 Ok(part) => {
                     let text = format!(
@@ -198,7 +198,7 @@ impl Core {
                 );
                 let Some(row) = row else { continue };
                 debug_assert_eq!(handle, part.first as usize + index);
-                let Some(slot) = self.header.slot_at(row.phys) else {
+                let Some(slot) = self.header().slot_at(row.phys) else {
                     let text = format!("segment {handle} lies at byte {}, which is no slot", row.phys);
                     report.problem(Structure::SegmentTable, at, text);
                     continue;
@@ -253,7 +253,7 @@ impl Core {
     /// One that was announced, or opened a moment ago, may not have been written to yet.
     fn is_written(&self, row: &Row) -> bool {
         let closed = row.state == SegmentState::Closed && row.bytes > 0;
-        (row.live > 0 || closed) && self.header.slot_at(row.phys).is_some()
+        (row.live > 0 || closed) && self.header().slot_at(row.phys).is_some()
     }
 
     fn segment_header(&self, row: Row) -> BoxFuture<'_, (Row, Result<(), VolumeError>)> {

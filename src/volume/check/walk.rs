@@ -62,7 +62,7 @@ impl<'a> Walk<'a> {
     ) -> BoxFuture<'b, Result<(), Stop>> {
         Box::pin(async move {
             let passed = page_range(level, number).end().0 * SECTOR_BYTES;
-            let passed = passed.min(self.core.header.export_bytes);
+            let passed = passed.min(self.core.header().export_bytes);
             if loc.handle().is_none() {
                 progress(passed);
                 return Ok(());
@@ -136,7 +136,7 @@ impl<'a> Walk<'a> {
     }
 
     fn inside(&self, sectors: SectorRange) -> SectorRange {
-        let end = sectors.end().0.min(self.core.header.export_bytes / SECTOR_BYTES);
+        let end = sectors.end().0.min(self.core.header().export_bytes / SECTOR_BYTES);
         SectorRange::new(sectors.start, end - sectors.start.0)
     }
 
@@ -155,7 +155,7 @@ impl<'a> Walk<'a> {
             let text = format!("sector {lba} is mapped into a segment of index pages");
             self.report.problem(Structure::IndexPage, None, text);
         }
-        if SectorRange::new(Lba(lba), 1).end().0 > self.core.header.export_bytes / SECTOR_BYTES {
+        if SectorRange::new(Lba(lba), 1).end().0 > self.core.header().export_bytes / SECTOR_BYTES {
             let text = format!("sector {lba} lies behind the end of the volume");
             self.report.problem(Structure::IndexPage, None, text);
         }

@@ -36,7 +36,7 @@ async fn fresh(size: u64, spare: OverProvisioning) -> Volume {
 }
 
 fn sectors(volume: &Volume, lba: u64, count: u64) -> ByteRange {
-    let size = volume.core.header.export_bytes;
+    let size = volume.core.header().export_bytes;
     ByteRange::within(lba * SECTOR_BYTES, count * SECTOR_BYTES, size).unwrap()
 }
 
