@@ -49,8 +49,8 @@ fn footprint(served: &Served) -> Footprint {
     Footprint { resident_kib: field("VmRSS:"), peak_kib: field("VmHWM:"), descriptors }
 }
 
-/// A client that does what clients do while `abuse` goes on, and measures how long it waits. Returns the number of
-/// its requests and the longest wait, and what `abuse` returns.
+/// A client that does what clients do while `abuse` goes on, and measures how long it waits. Returns what `abuse`
+/// returns.
 fn beside_a_good_client<T>(served: &Served, abuse: impl FnOnce() -> T) -> T {
     let mut client = served.connect();
     let over = AtomicBool::new(false);

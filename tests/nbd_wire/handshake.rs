@@ -232,7 +232,7 @@ fn block_status_after(selections: &[(OptionReplyKind, Vec<u8>)]) -> bool {
     client.style = Style::Structured;
     let none = sealbd::wire::transmission::CommandFlags::NONE;
     let command = sealbd::wire::transmission::Command::BLOCK_STATUS;
-    client.errno(none, command, 0, 4096) == sealbd::wire::Errno::OK
+    client.errno(none, command, 0, 4096) == Errno::OK
 }
 
 #[test]
@@ -418,7 +418,7 @@ fn a_client_that_vanishes_at_any_byte_of_its_handshake_harms_nobody() {
         client.send(&script[..end]);
     }
     // Some may still be counted: the cap is 128, the vanished ones leave as they are noticed.
-    let deadline = std::time::Instant::now() + crate::nbd_client::PATIENCE;
+    let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let mut client = RawClient::connect(&server.path());
         let mut hello = [0; 18];
