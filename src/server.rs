@@ -22,8 +22,8 @@ use crate::export::Export;
 use crate::nbd::admission::{SHARED_BYTES_MAX, SharedBytes};
 use crate::nbd::connection::NamedExport;
 use crate::nbd::stop::{Phase, stop_signal};
-use crate::wire;
-use notice::{Notice, Notices};
+use crate::wire::{self, Errno};
+use notice::{Notice, Notices, Occasion};
 use places::Places;
 
 /// How long cut connections are waited for: changes that were started run to their end.
@@ -71,7 +71,7 @@ pub enum ServerError {
 ///
 /// When there is exactly one export it is also the default one, served under the empty name.
 pub struct Server<E> {
-    exports: Arc<[NamedExport<E>]>,
+    exports: Vec<(String, Arc<E>)>,
     limits: Limits,
     notices: Arc<Notices>,
 }
@@ -88,7 +88,6 @@ impl<E: Export> Server<E> {
                 return Err(ServerError::NameTwice(name.clone()));
             }
         }
-        let exports = exports.into_iter().map(|(name, export)| NamedExport { name, export }).collect();
         Ok(Self { exports, limits, notices: Arc::new(Notices::new(Box::new(|_| {}))) })
     }
 
@@ -98,6 +97,17 @@ impl<E: Export> Server<E> {
     pub fn telling(mut self, tell: impl Fn(&Notice) + Send + Sync + 'static) -> Self {
         self.notices = Arc::new(Notices::new(Box::new(tell)));
         self
+    }
+
+    fn named(&self, name: &str, export: &Arc<E>) -> NamedExport<E> {
+        let (notices, told) = (Arc::clone(&self.notices), name.to_owned());
+        let on_failure = Arc::new(move |error, text: &str| {
+            // A server that stops, and an export that was asked to be read-only, are no news.
+            if ![Errno::ESHUTDOWN, Errno::EPERM].contains(&error) {
+                notices.note(Occasion::Failed(error, format!("{told:?}: {text}")));
+            }
+        });
+        NamedExport { name: name.to_owned(), export: Arc::clone(export), on_failure }
     }
 
     /// Serves until `shutdown` is ready, or until all connections on standard input and output
@@ -113,7 +123,7 @@ impl<E: Export> Server<E> {
         let (stopper, stop) = stop_signal();
         let (alive, mut all_done) = mpsc::channel(1);
         let shared = accept::Shared {
-            exports: Arc::clone(&self.exports),
+            exports: self.exports.iter().map(|(name, export)| self.named(name, export)).collect(),
             handshake_deadline: self.limits.handshake_deadline,
             bytes: SharedBytes::new(self.limits.shared_bytes_max),
             places: Arc::new(Places::new(self.limits.connections_max)),

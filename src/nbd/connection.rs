@@ -13,6 +13,7 @@ use super::Mode;
 use super::admission::SharedBytes;
 use super::handshake::{Handshake, Offer, Step};
 use super::input::Input;
+pub use super::session::OnFailure;
 use super::session::{End, Session};
 use super::stop::{Phase, StopSignal};
 use super::transport::Transport;
@@ -30,6 +31,8 @@ pub struct NamedExport<E> {
     pub name: String,
     /// The export, shared by all connections.
     pub export: Arc<E>,
+    /// Told of every request that the export fails.
+    pub on_failure: OnFailure,
 }
 
 /// How a connection ended, as far as it matters to whoever runs the server.
@@ -80,8 +83,9 @@ pub async fn serve<E: Export, T: Transport>(
                 return Ending::Over;
             }
             drop(leave);
-            let export = Arc::clone(&exports[mode.export].export);
-            let session = Session::new(transport, input, export, mode, shared, stop.clone());
+            let NamedExport { export, on_failure, name: _ } = &exports[mode.export];
+            let (export, on_failure) = (Arc::clone(export), Arc::clone(on_failure));
+            let session = Session::new(transport, input, export, mode, shared, stop.clone(), on_failure);
             if let (End::Finished, Some(transport)) = session.run().await {
                 linger(transport, stop).await;
             }

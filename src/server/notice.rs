@@ -1,6 +1,6 @@
-//! What clients do to a server that whoever runs it should know, told without flooding the log.
+//! What happens to a server that whoever runs it should know, told without flooding the log.
 //!
-//! Nothing is said about a single client: a thousand of them would write a thousand lines. Occasions are counted by
+//! Nothing is said about a single client or request: a thousand of them would write a thousand lines. Occasions are counted by
 //! kind; the first one of a kind is told at once, the later ones together, at most every [`TELL_EVERY`].
 
 use std::fmt;
@@ -8,6 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::wire::Errno;
 
 /// Between two lines about the same thing.
 pub(super) const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -22,7 +24,7 @@ pub struct Notice {
 }
 
 /// Things that are worth a line.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Occasion {
     /// A connection was closed unanswered: so many are in use, which is all that are served at a time.
     Full(usize),
@@ -34,19 +36,43 @@ pub enum Occasion {
     Malformed,
     /// No connection could be accepted, for this reason of the operating system (an errno).
     CannotAccept(i32),
+    /// An export failed a request: what the client was told, and the export's name and reason.
+    Failed(Errno, String),
 }
 
 impl Occasion {
     /// Number of kinds.
-    const KINDS: usize = 5;
+    const KINDS: usize = 7;
 
-    fn kind(self) -> usize {
+    fn kind(&self) -> usize {
         match self {
             Self::Full(_) => 0,
             Self::MadeRoom(_) => 1,
             Self::Slow(_) => 2,
             Self::Malformed => 3,
             Self::CannotAccept(_) => 4,
+            Self::Failed(Errno::ENOSPC, _) => 5,
+            Self::Failed(..) => 6,
+        }
+    }
+}
+
+impl Notice {
+    /// What is to be done, where anything is.
+    #[must_use]
+    pub fn next(&self) -> Option<&'static str> {
+        match self.occasion {
+            Occasion::CannotAccept(_) => {
+                Some("a higher limit of open files (ulimit -n, LimitNOFILE= in the systemd unit)")
+            }
+            Occasion::Failed(Errno::ENOSPC, _) => Some(
+                "make room on the file system of the backend, or trim in the volume; nothing has to be restarted",
+            ),
+            Occasion::Failed(..) => Some(
+                "look for the cause in the backend's own log (dmesg for a disk); a volume that stopped takes changes \
+                 again after a restart; then sealbd check BACKEND",
+            ),
+            Occasion::Full(_) | Occasion::MadeRoom(_) | Occasion::Slow(_) | Occasion::Malformed => None,
         }
     }
 }
@@ -77,6 +103,7 @@ impl fmt::Display for Notice {
                 let error = std::io::Error::from_raw_os_error(*errno);
                 write!(f, "cannot accept connections: {error} ({count} attempts); those that are open go on")
             }
+            Occasion::Failed(_, why) => write!(f, "requests failed: {count}; the last one, of {why}"),
         }
     }
 }
@@ -91,7 +118,6 @@ pub(super) struct Notices {
     kinds: Mutex<[Option<Counted>; Occasion::KINDS]>,
 }
 
-#[derive(Clone, Copy)]
 struct Counted {
     /// As it was last.
     occasion: Occasion,
@@ -109,7 +135,8 @@ impl Notices {
     pub(super) fn note(&self, occasion: Occasion) {
         let now = Instant::now();
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut kinds[occasion.kind()] {
+        let kind = occasion.kind();
+        match &mut kinds[kind] {
             Some(counted) => {
                 counted.occasion = occasion;
                 counted.count += 1;
@@ -139,7 +166,7 @@ impl Notices {
     }
 
     fn tell_now(&self, counted: &mut Counted, now: Instant) {
-        (self.tell)(&Notice { occasion: counted.occasion, count: counted.count });
+        (self.tell)(&Notice { occasion: counted.occasion.clone(), count: counted.count });
         (counted.count, counted.told) = (0, now);
     }
 }
