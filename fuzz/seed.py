@@ -135,6 +135,7 @@ def audit_seeds():
 def control_seeds():
     """Both sides of a control socket as docs/CONTROL.md has them."""
     asks = ["status", "header", {"replace-header": {"header": "U0VBTA=="}}, "suspend", "resume", "stop"]
+    asks += [{"check": {"deep": True}}]
     requests = [{"sealbd_control": 1, "ask": ask} for ask in asks]
     status = {"uuid": "6f1c2b0e-0000-4000-8000-000000000001", "pid": 7, "export": "vol", "read_only": False, "state": "running"}
     answers = [
@@ -144,8 +145,24 @@ def control_seeds():
         {"ok": {"state": "suspended"}},
         {"error": {"code": "busy", "message": "somebody else was first"}},
     ]
-    for name, messages in ("requests", requests), ("answers", answers):
+    report = {"root": 6, "segments": 2, "pages": 3, "mapped_sectors": 256, "log": {"chunks": 1, "sectors": 16}}
+    report |= {"verified_sectors": 272, "gave_way": False, "problems": [], "warnings": [], "damaged": [], "not_listed": 0}
+    checks = [
+        {"ok": {"checking": {"at": 4096, "of": 1 << 40}}},
+        {"ok": {"found": {"problems": [], "warnings": [], "damaged": []}}},
+        {"ok": {"checked": report}},
+    ]
+    for name, messages in ("requests", requests), ("answers", answers), ("checks", checks):
         yield "control_lines", name, b"".join(json.dumps(message).encode() + b"\n" for message in messages)
+
+
+def anchor_seeds():
+    """Files of an anchor as docs/FORMAT.md section 13 has them."""
+    fields = {"sealbd_anchor": 1, "volume": "5e" * 4 + "-5e5e-5e5e-5e5e-" + "5e" * 6, "generation": 7, "root_mac": "a5" * 16}
+    fields |= {"log_seq": 40, "chain": "5a" * 16, "header_generation": 2, "writer_epoch": 3}
+    line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    yield "anchor_file", "whole", line + hashlib.sha256(line).hexdigest().encode() + b"\n"
+    yield "anchor_file", "spaced", json.dumps(fields).encode() + b"\n"
 
 
 def kmip_seeds():
@@ -158,7 +175,7 @@ def kmip_seeds():
 
 
 def main():
-    for target, name, data in [*format_seeds(), *nbd_seeds(), *audit_seeds(), *control_seeds(), *kmip_seeds()]:
+    for target, name, data in [*format_seeds(), *nbd_seeds(), *audit_seeds(), *control_seeds(), *anchor_seeds(), *kmip_seeds()]:
         directory = os.path.join(HERE, "corpus", target)
         os.makedirs(directory, exist_ok=True)
         with open(os.path.join(directory, name), "wb") as file:

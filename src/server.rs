@@ -6,12 +6,14 @@
 
 mod accept;
 pub mod listener;
+pub mod notice;
 pub mod pidfile;
+mod places;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 pub use listener::{ListenError, Listener};
@@ -20,7 +22,9 @@ use crate::export::Export;
 use crate::nbd::admission::{SHARED_BYTES_MAX, SharedBytes};
 use crate::nbd::connection::NamedExport;
 use crate::nbd::stop::{Phase, stop_signal};
-use crate::wire;
+use crate::wire::{self, Errno};
+use notice::{Notice, Notices, Occasion};
+use places::Places;
 
 /// How long cut connections are waited for: changes that were started run to their end.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -29,7 +33,8 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Connections at a time, those in their handshake included. 128: eight clients with as many
-    /// connections as `nbdcopy` and kernel clients open, sixteen times over.
+    /// connections as `nbdcopy` and kernel clients open, sixteen times over. When all are in use, the
+    /// oldest unfinished handshake makes room for a new connection.
     pub connections_max: usize,
     /// From accept to transmission. 10 s, as in qemu since CVE-2024-7409.
     pub handshake_deadline: Duration,
@@ -66,8 +71,9 @@ pub enum ServerError {
 ///
 /// When there is exactly one export it is also the default one, served under the empty name.
 pub struct Server<E> {
-    exports: Arc<[NamedExport<E>]>,
+    exports: Vec<(String, Arc<E>)>,
     limits: Limits,
+    notices: Arc<Notices>,
 }
 
 impl<E: Export> Server<E> {
@@ -82,8 +88,26 @@ impl<E: Export> Server<E> {
                 return Err(ServerError::NameTwice(name.clone()));
             }
         }
-        let exports = exports.into_iter().map(|(name, export)| NamedExport { name, export }).collect();
-        Ok(Self { exports, limits })
+        Ok(Self { exports, limits, notices: Arc::new(Notices::new(Box::new(|_| {}))) })
+    }
+
+    /// Has `tell` told what clients do that whoever runs the server should know: bounded in number, whatever they do
+    /// ([`notice`]). It is called in between serving and must not block for long.
+    #[must_use]
+    pub fn telling(mut self, tell: impl Fn(&Notice) + Send + Sync + 'static) -> Self {
+        self.notices = Arc::new(Notices::new(Box::new(tell)));
+        self
+    }
+
+    fn named(&self, name: &str, export: &Arc<E>) -> NamedExport<E> {
+        let (notices, told) = (Arc::clone(&self.notices), name.to_owned());
+        let on_failure = Arc::new(move |error, text: &str| {
+            // A server that stops, and an export that was asked to be read-only, are no news.
+            if ![Errno::ESHUTDOWN, Errno::EPERM].contains(&error) {
+                notices.note(Occasion::Failed(error, format!("{told:?}: {text}")));
+            }
+        });
+        NamedExport { name: name.to_owned(), export: Arc::clone(export), on_failure }
     }
 
     /// Serves until `shutdown` is ready, or until all connections on standard input and output
@@ -99,10 +123,11 @@ impl<E: Export> Server<E> {
         let (stopper, stop) = stop_signal();
         let (alive, mut all_done) = mpsc::channel(1);
         let shared = accept::Shared {
-            exports: Arc::clone(&self.exports),
+            exports: self.exports.iter().map(|(name, export)| self.named(name, export)).collect(),
             handshake_deadline: self.limits.handshake_deadline,
             bytes: SharedBytes::new(self.limits.shared_bytes_max),
-            connections: Arc::new(Semaphore::new(self.limits.connections_max)),
+            places: Arc::new(Places::new(self.limits.connections_max)),
+            notices: Arc::clone(&self.notices),
             stop,
             alive,
         };
@@ -114,11 +139,13 @@ impl<E: Export> Server<E> {
         tokio::select! {
             () = shutdown => {}
             _ = all_done.recv() => {}
+            () = self.notices.tell_on() => {}
         }
         stopper.enter(Phase::Draining);
         if timeout(self.limits.drain_deadline, all_done.recv()).await.is_err() {
             stopper.enter(Phase::Closing);
             let _ = timeout(CLOSE_DEADLINE, all_done.recv()).await;
         }
+        self.notices.tell_rest();
     }
 }

@@ -112,6 +112,11 @@ async fn listen_and_serve(
     let exports = volumes.iter().map(|named| (named.name.clone(), named.gate.clone())).collect();
     let server = Server::new(exports, Limits::default())
         .map_err(|error: ServerError| Failure::usage(error.to_string(), "--name EXPORT, once per backend"))?;
+    let output = context.output;
+    let server = server.telling(move |notice| match notice.next() {
+        Some(next) => output.note(&format!("{notice}\nnext: {next}")),
+        None => output.note(&notice.to_string()),
+    });
     let pid_failed = |error: std::io::Error| {
         Failure::system("cannot write the pid-file", &error, "--pid-file FILE, in a directory that exists")
     };

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Mode;
 use super::admission::SharedBytes;
 use super::handshake::{Handshake, Offer, Step};
 use super::input::Input;
+pub use super::session::OnFailure;
 use super::session::{End, Session};
 use super::stop::{Phase, StopSignal};
 use super::transport::Transport;
@@ -29,9 +31,23 @@ pub struct NamedExport<E> {
     pub name: String,
     /// The export, shared by all connections.
     pub export: Arc<E>,
+    /// Told of every request that the export fails.
+    pub on_failure: OnFailure,
 }
 
-/// Serves one client until it leaves, or until `stop` ends it. Whatever the client does, this
+/// How a connection ended, as far as it matters to whoever runs the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// As connections end.
+    Over,
+    /// The handshake was not finished by the deadline.
+    Slow,
+    /// The client's handshake was broken off: not the protocol, or more than is taken.
+    Malformed,
+}
+
+/// Serves one client until it leaves, or until `stop` ends it, or until `leave` is ready while it has
+/// not finished its handshake; `leave` is dropped when it has. Whatever the client does, this
 /// returns; every change that was started has come to its end by then.
 ///
 /// # Cancel safety
@@ -40,16 +56,19 @@ pub async fn serve<E: Export, T: Transport>(
     mut transport: T,
     exports: Arc<[NamedExport<E>]>,
     handshake_deadline: Duration,
+    mut leave: oneshot::Receiver<()>,
     shared: SharedBytes,
     mut stop: StopSignal,
-) {
+) -> Ending {
     let deadline = Instant::now() + handshake_deadline;
     let mut input = Input::new();
     let negotiated = {
         let mut cut = stop.clone();
         tokio::select! {
             negotiated = negotiate(&mut transport, &mut input, &exports, &mut stop) => negotiated,
-            () = sleep_until(deadline) => Negotiated::Lost,
+            () = sleep_until(deadline) => Negotiated::Late,
+            // Without anybody who could say so, it never is.
+            Ok(()) = &mut leave => Negotiated::Lost,
             () = async {
                 cut.reached(Phase::Draining).await;
                 let _ = timeout(HANDSHAKE_DRAIN_GRACE, cut.reached(Phase::Closing)).await;
@@ -58,23 +77,40 @@ pub async fn serve<E: Export, T: Transport>(
     };
     match negotiated {
         Negotiated::Transmit(mode) => {
-            let export = Arc::clone(&exports[mode.export].export);
-            let session = Session::new(transport, input, export, mode, shared, stop.clone());
+            // Told to leave at the very end: somebody waits for this place.
+            leave.close();
+            if leave.try_recv().is_ok() {
+                return Ending::Over;
+            }
+            drop(leave);
+            let NamedExport { export, on_failure, name: _ } = &exports[mode.export];
+            let (export, on_failure) = (Arc::clone(export), Arc::clone(on_failure));
+            let session = Session::new(transport, input, export, mode, shared, stop.clone(), on_failure);
             if let (End::Finished, Some(transport)) = session.run().await {
                 linger(transport, stop).await;
             }
+            Ending::Over
         }
-        Negotiated::Closed => linger(transport, stop).await,
-        Negotiated::Lost => {}
+        Negotiated::Closed(ending) => {
+            tokio::select! {
+                () = linger(transport, stop) => {}
+                Ok(()) = leave => {}
+            }
+            ending
+        }
+        Negotiated::Lost => Ending::Over,
+        Negotiated::Late => Ending::Slow,
     }
 }
 
 enum Negotiated {
     Transmit(Mode),
     /// Our decision; what was sent should arrive.
-    Closed,
-    /// The client's, or the deadline's.
+    Closed(Ending),
+    /// The client's.
     Lost,
+    /// The deadline's.
+    Late,
 }
 
 async fn negotiate<E: Export, T: Transport>(
@@ -117,7 +153,8 @@ async fn negotiate<E: Export, T: Transport>(
             Step::Close => {
                 // The client need not wait for the answer to NBD_OPT_ABORT.
                 let _ = send_all(transport, &out).await;
-                return Negotiated::Closed;
+                let aborted = handshake.was_aborted();
+                return Negotiated::Closed(if aborted { Ending::Over } else { Ending::Malformed });
             }
         }
     }

@@ -72,6 +72,7 @@ pub struct Handshake {
     /// Index of the export for which `base:allocation` is selected.
     allocation_of: Option<usize>,
     shutting_down: bool,
+    aborted: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -94,6 +95,7 @@ impl Handshake {
             replies: ReplyStyle::Simple,
             allocation_of: None,
             shutting_down: false,
+            aborted: false,
         }
     }
 
@@ -106,6 +108,12 @@ impl Handshake {
     /// From now on every option but `NBD_OPT_ABORT` is answered with `NBD_REP_ERR_SHUTDOWN`.
     pub fn shut_down(&mut self) {
         self.shutting_down = true;
+    }
+
+    /// Whether the client ended it with `NBD_OPT_ABORT`.
+    #[must_use]
+    pub fn was_aborted(&self) -> bool {
+        self.aborted
     }
 
     /// Takes at most one message from the start of `input` and appends the answer to `out`.
@@ -210,6 +218,7 @@ impl Handshake {
     }
 
     fn abort(&mut self, out: &mut Vec<u8>) -> Step {
+        self.aborted = true;
         let _ = reply(OptionKind::ABORT, OptionReplyKind::ACK, "", out);
         Step::Close
     }

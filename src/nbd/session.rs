@@ -73,7 +73,11 @@ pub(super) struct Session<E, T> {
     phase: PhaseWatch,
     drain: Drain,
     lost: bool,
+    on_failure: OnFailure,
 }
+
+/// Told of every request that the export failed: the error value, and the reason in words.
+pub type OnFailure = Arc<dyn Fn(Errno, &str) + Send + Sync>;
 
 type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
 
@@ -81,6 +85,14 @@ struct Finished {
     asked: Asked,
     ticket: Ticket,
     outcome: Outcome,
+}
+
+impl Finished {
+    fn tell(&self, on_failure: &OnFailure) {
+        if let Outcome::Failed(error, text) = &self.outcome {
+            on_failure(*error, text);
+        }
+    }
 }
 
 /// Where in the client's stream the session is.
@@ -127,6 +139,7 @@ impl<E: Export, T: Transport> Session<E, T> {
         mode: Mode,
         shared: SharedBytes,
         stop: StopSignal,
+        on_failure: OnFailure,
     ) -> Self {
         Self {
             transport,
@@ -142,6 +155,7 @@ impl<E: Export, T: Transport> Session<E, T> {
             phase: stop.watch(),
             drain: Drain::No,
             lost: false,
+            on_failure,
         }
     }
 
@@ -151,12 +165,14 @@ impl<E: Export, T: Transport> Session<E, T> {
     /// Not cancel safe, see [`Export`].
     pub(super) async fn run(mut self) -> (End, Option<T>) {
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
-        let Self { transport, queries, mut changes, .. } = self;
+        let Self { transport, queries, mut changes, on_failure, .. } = self;
         if end == End::Finished {
             return (end, Some(transport));
         }
         drop((transport, queries));
-        while changes.next().await.is_some() {}
+        while let Some(finished) = changes.next().await {
+            finished.tell(&on_failure);
+        }
         (end, None)
     }
 
@@ -387,6 +403,7 @@ impl<E: Export, T: Transport> Session<E, T> {
         let mut progress = false;
         for running in [&mut self.changes, &mut self.queries] {
             while let Poll::Ready(Some(finished)) = running.poll_next_unpin(cx) {
+                finished.tell(&self.on_failure);
                 let Finished { asked, ticket, outcome } = finished;
                 self.replies.push(Reply::new(asked, &self.mode, outcome), ticket);
                 progress = true;

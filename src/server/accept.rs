@@ -4,13 +4,15 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::listener::{Kind, Listener, Stdio};
+use super::notice::{Notices, Occasion};
+use super::places::{Place, Places};
 use crate::export::Export;
 use crate::nbd::admission::SharedBytes;
-use crate::nbd::connection::{self, NamedExport};
+use crate::nbd::connection::{self, Ending, NamedExport};
 use crate::nbd::stop::{Phase, StopSignal};
 use crate::nbd::transport::Transport;
 
@@ -22,8 +24,9 @@ pub(super) struct Shared<E> {
     pub(super) exports: Arc<[NamedExport<E>]>,
     pub(super) handshake_deadline: Duration,
     pub(super) bytes: SharedBytes,
-    /// One permit per connection.
-    pub(super) connections: Arc<Semaphore>,
+    /// One for each connection.
+    pub(super) places: Arc<Places>,
+    pub(super) notices: Arc<Notices>,
     pub(super) stop: StopSignal,
     /// Never sent on; its receiver ends when the last clone is gone.
     pub(super) alive: mpsc::Sender<()>,
@@ -35,7 +38,8 @@ impl<E> Clone for Shared<E> {
             exports: Arc::clone(&self.exports),
             handshake_deadline: self.handshake_deadline,
             bytes: self.bytes.clone(),
-            connections: Arc::clone(&self.connections),
+            places: Arc::clone(&self.places),
+            notices: Arc::clone(&self.notices),
             stop: self.stop.clone(),
             alive: self.alive.clone(),
         }
@@ -43,13 +47,22 @@ impl<E> Clone for Shared<E> {
 }
 
 impl<E: Export> Shared<E> {
-    /// Serves one client in a task of its own. Beyond the cap the connection is closed at once:
-    /// a client that is told so can try again, one left in the backlog hangs.
-    fn spawn(&self, transport: impl Transport) {
-        let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else { return };
-        let Self { exports, handshake_deadline, bytes, connections: _, stop, alive } = self.clone();
+    /// Serves one client in a task of its own. When there is no place for it, the connection is closed at once: a
+    /// client that is told so can try again, one left in the backlog hangs.
+    async fn spawn(&self, transport: impl Transport) {
+        let Some(Place { permit, leave, made_room }) = self.places.take().await else {
+            return self.notices.note(Occasion::Full(self.places.max()));
+        };
+        if made_room {
+            self.notices.note(Occasion::MadeRoom(self.places.max()));
+        }
+        let Self { exports, handshake_deadline, bytes, places: _, notices, stop, alive } = self.clone();
         tokio::spawn(async move {
-            connection::serve(transport, exports, handshake_deadline, bytes, stop).await;
+            match connection::serve(transport, exports, handshake_deadline, leave, bytes, stop).await {
+                Ending::Slow => notices.note(Occasion::Slow(handshake_deadline)),
+                Ending::Malformed => notices.note(Occasion::Malformed),
+                Ending::Over => {}
+            }
             drop((permit, alive));
         });
     }
@@ -68,8 +81,8 @@ async fn accept_all<E: Export>(listener: Listener, shared: &Shared<E>) {
     match listener.kind {
         Kind::Unix(listener, _path) => loop {
             match listener.accept().await {
-                Ok((socket, _)) => shared.spawn(socket),
-                Err(error) => pause_after(&error).await,
+                Ok((socket, _)) => shared.spawn(socket).await,
+                Err(error) => pause_after(&error, &shared.notices).await,
             }
         },
         Kind::Tcp(listener) => loop {
@@ -77,20 +90,21 @@ async fn accept_all<E: Export>(listener: Listener, shared: &Shared<E>) {
                 Ok((socket, _)) => {
                     // Without it every option and small reply waits for an acknowledgement.
                     let _ = socket.set_nodelay(true);
-                    shared.spawn(socket);
+                    shared.spawn(socket).await;
                 }
-                Err(error) => pause_after(&error).await,
+                Err(error) => pause_after(&error, &shared.notices).await,
             }
         },
-        Kind::Stdio(Stdio::Unix(socket)) => shared.spawn(socket),
-        Kind::Stdio(Stdio::Tcp(socket)) => shared.spawn(socket),
-        Kind::Stdio(Stdio::Pipes(pipes)) => shared.spawn(pipes),
+        Kind::Stdio(Stdio::Unix(socket)) => shared.spawn(socket).await,
+        Kind::Stdio(Stdio::Tcp(socket)) => shared.spawn(socket).await,
+        Kind::Stdio(Stdio::Pipes(pipes)) => shared.spawn(pipes).await,
     }
 }
 
 /// A client that left between connecting and being accepted is no reason to wait.
-async fn pause_after(error: &std::io::Error) {
+async fn pause_after(error: &std::io::Error, notices: &Notices) {
     if !matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) {
+        notices.note(Occasion::CannotAccept(error.raw_os_error().unwrap_or_default()));
         sleep(ACCEPT_PAUSE).await;
     }
 }

@@ -18,6 +18,7 @@ use sealbd::format::table::TablePart;
 use sealbd::nbd::handshake::{Handshake, Offer, Step};
 use sealbd::nbd::request::{Verdict, judge, judge_filter};
 use sealbd::nbd::{Mode, ReplyStyle};
+use sealbd::volume::anchor::FileAnchor;
 use sealbd::wire::WireError;
 use sealbd::wire::option::{
     ClientFlags, ExportNameReply, Hello, Info, InfoQuery, ListedExport, MetaContext, MetaContextQuery,
@@ -27,6 +28,7 @@ use sealbd::wire::payload::{BlockStatus, ErrorChunk, OffsetHole, StatusFilter, d
 use sealbd::wire::transmission::{
     Chunk, ChunkKind, ERROR_TEXT_LEN_MAX, HeaderStyle, ReplyMagic, Request, SimpleReply,
 };
+use sha2::{Digest, Sha256};
 
 /// The name of a fuzz target, and what it does with an input.
 pub(crate) type Target = (&'static str, fn(&[u8]));
@@ -50,6 +52,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ("nbd_replies", nbd_replies),
     ("audit_log", audit_log),
     ("control_lines", control_lines),
+    ("anchor_file", anchor_file),
     #[cfg(feature = "kmip")]
     ("kmip_response", kmip_response),
 ];
@@ -208,13 +211,16 @@ pub(crate) fn chunk_header(data: &[u8]) {
     assert!(header.encode_plaintext() == plaintext, "re-encoded");
     let keys = keys();
     let layout = ChunkLayout::new(header.entries.len(), (*records).into(), 4096);
-    let mut key = fresh_key(&keys, SegmentKind::Log, 2 << 20);
-    let place = key.reserve(layout.records_offset as u64).expect("a header is at most 33 KiB long");
-    let (mut bytes, tag) = header.seal(5, (*records).into(), 4096, place);
-    bytes.resize(layout.chunk_len, 0);
-    let prefix = bytes.first_chunk().expect("longer than a prefix");
-    let prefix = ChunkPrefix::decode(prefix, 4096, bytes.len() as u64).expect("just encoded");
-    assert_eq!(ChunkHeader::open(&prefix, &key.reader(), 0, &bytes), Ok((header, tag)));
+    // Chunks of the log and of the cold stream are laid out alike, under keys of their own.
+    for kind in [SegmentKind::Log, SegmentKind::Gc] {
+        let mut key = fresh_key(&keys, kind, 2 << 20);
+        let place = key.reserve(layout.records_offset as u64).expect("a header is at most 33 KiB long");
+        let (mut bytes, tag) = header.seal(5, (*records).into(), 4096, place);
+        bytes.resize(layout.chunk_len, 0);
+        let prefix = bytes.first_chunk().expect("longer than a prefix");
+        let prefix = ChunkPrefix::decode(prefix, 4096, bytes.len() as u64).expect("just encoded");
+        assert_eq!(ChunkHeader::open(&prefix, &key.reader(), 0, &bytes), Ok((header.clone(), tag)));
+    }
 }
 
 pub(crate) fn leaf(data: &[u8]) {
@@ -408,6 +414,20 @@ pub(crate) fn control_lines(data: &[u8]) {
         let encoded = control_encoded(|out| at_once(write_line(out, &answer)));
         let again: protocol::Answer = control_decoded(at_once(read_line(&mut encoded.as_slice())));
         assert!(control_encoded(|out| at_once(write_line(out, &again))) == encoded, "re-encoded");
+    }
+}
+
+/// The file of an anchor: as it is, and with the right sum behind its first line, or fuzzing would end there. Its JSON
+/// may be spaced otherwise than ours.
+pub(crate) fn anchor_file(data: &[u8]) {
+    const VOLUME: [u8; 16] = [0x5e; 16];
+    let line = data.split_inclusive(|byte| *byte == b'\n').next().unwrap_or_default();
+    let sum: String = Sha256::digest(line).iter().map(|byte| format!("{byte:02x}")).collect();
+    for text in [data, &[line, sum.as_bytes(), b"\n"].concat()] {
+        let Ok(anchored) = FileAnchor::decode(VOLUME, text) else { continue };
+        let encoded = FileAnchor::encode(VOLUME, anchored);
+        assert_eq!(FileAnchor::decode(VOLUME, &encoded), Ok(anchored));
+        FileAnchor::decode([0x5f; 16], &encoded).expect_err("it is that of another volume");
     }
 }
 

@@ -4,10 +4,12 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use sealbd::server::Limits;
-use sealbd::wire::TransmissionFlags;
-use sealbd::wire::option::{BlockSizes, Info, ListedExport, MetaContext, OptionKind, OptionReplyKind};
+use sealbd::wire::option::{
+    BlockSizes, HELLO_LEN, Info, ListedExport, MetaContext, OptionKind, OptionReplyKind,
+};
+use sealbd::wire::{Errno, TransmissionFlags};
 
-use crate::nbd_client::{RawClient, Style, TestServer, export_info, info_query, meta_query};
+use crate::nbd_client::{PATIENCE, RawClient, Style, TestServer, export_info, info_query, meta_query};
 use crate::{SIZE, Staged, two_disks};
 
 const ACK: OptionReplyKind = OptionReplyKind::ACK;
@@ -230,7 +232,7 @@ fn block_status_after(selections: &[(OptionReplyKind, Vec<u8>)]) -> bool {
     client.style = Style::Structured;
     let none = sealbd::wire::transmission::CommandFlags::NONE;
     let command = sealbd::wire::transmission::Command::BLOCK_STATUS;
-    client.errno(none, command, 0, 4096) == sealbd::wire::Errno::OK
+    client.errno(none, command, 0, 4096) == Errno::OK
 }
 
 #[test]
@@ -339,18 +341,52 @@ fn the_number_of_options_is_bounded() {
 }
 
 #[test]
-fn half_open_connections_end_at_the_deadline_and_count_against_the_cap() {
-    let limits =
-        Limits { connections_max: 2, handshake_deadline: Duration::from_millis(300), ..Limits::default() };
+fn half_open_connections_end_at_the_deadline() {
+    let limits = Limits { handshake_deadline: Duration::from_millis(300), ..Limits::default() };
     let server = TestServer::start(vec![("one", Staged::new())], limits);
     let mut silent = RawClient::connect(&server.path());
     silent.hello();
     let mut slow = server.client();
     slow.send(b"IHAVE");
-    RawClient::connect(&server.path()).assert_closed();
     silent.assert_closed();
     slow.assert_closed();
     assert_in_step(&mut server.client());
+}
+
+#[test]
+fn the_oldest_half_open_connection_makes_room_when_all_are_in_use() {
+    let limits =
+        Limits { connections_max: 2, handshake_deadline: Duration::from_secs(600), ..Limits::default() };
+    let server = TestServer::start(vec![("one", Staged::new())], limits);
+    let mut silent = RawClient::connect(&server.path());
+    silent.hello();
+    let mut slow = server.client();
+    slow.send(b"IHAVE");
+    let mut third = server.session("one", Style::Simple);
+    silent.assert_closed();
+    let mut fourth = server.session("one", Style::Simple);
+    slow.assert_closed();
+    // Both are in transmission: they stay, and nobody else comes in.
+    RawClient::connect(&server.path()).assert_closed();
+    for client in [&mut third, &mut fourth] {
+        assert_eq!(client.write(0, &[1; 4096]), Errno::OK);
+    }
+    third.disconnect();
+    third.assert_closed();
+    assert_in_step(&mut fifth_after(&server));
+}
+
+/// A client as soon as there is a place: the server knows of an end only when both sides have closed.
+fn fifth_after(server: &TestServer) -> RawClient {
+    let begun = std::time::Instant::now();
+    loop {
+        let mut client = RawClient::connect(&server.path());
+        if client.stream.read_exact(&mut [0; HELLO_LEN]).is_ok() {
+            client.client_flags(3);
+            return client;
+        }
+        assert!(begun.elapsed() < PATIENCE, "the place stays taken");
+    }
 }
 
 #[test]
@@ -382,7 +418,7 @@ fn a_client_that_vanishes_at_any_byte_of_its_handshake_harms_nobody() {
         client.send(&script[..end]);
     }
     // Some may still be counted: the cap is 128, the vanished ones leave as they are noticed.
-    let deadline = std::time::Instant::now() + crate::nbd_client::PATIENCE;
+    let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let mut client = RawClient::connect(&server.path());
         let mut hello = [0; 18];

@@ -57,6 +57,20 @@ impl FileAnchor {
         self.directory.join(format!("{}.anchor", uuid::Uuid::from_bytes(volume)))
     }
 
+    /// The bytes of a volume's file.
+    #[must_use]
+    pub fn encode(volume: [u8; 16], anchored: Anchored) -> Vec<u8> {
+        encode(volume, anchored)
+    }
+
+    /// What a volume's file says.
+    ///
+    /// # Errors
+    /// Why it says nothing, in words.
+    pub fn decode(volume: [u8; 16], text: &[u8]) -> Result<Anchored, String> {
+        decode(volume, text)
+    }
+
     fn load_now(&self, volume: [u8; 16]) -> Result<Option<Anchored>, AnchorError> {
         let path = self.path(volume);
         let failed = |source| AnchorError::Io { path: path.clone(), source };
