@@ -77,9 +77,7 @@ fn the_same_seed_gives_the_same_run_to_the_byte() {
 
 #[test]
 fn a_run_does_what_it_is_there_for() {
-    let mut honest = Plan::new(1003, 1000, Some(Profile::Honest));
-    honest.setting.may_be_full = true;
-    let honest = honest.play().expect("holds");
+    let honest = Plan::new(1003, 1000, Some(Profile::Honest)).play().expect("holds");
     assert!(honest.answered > 600 && honest.refused < 100, "{honest:?}");
     assert!(honest.sessions > 15 && honest.power_losses > 5 && honest.segments > 30, "{honest:?}");
     assert!(honest.rolled_back > 0 && honest.store.faults == 0, "{honest:?}");

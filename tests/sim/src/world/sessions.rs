@@ -63,7 +63,7 @@ impl World<'_> {
     async fn open(&mut self, store: &Arc<Session>, mode: OpenMode) -> Result<Volume, VolumeError> {
         let (header, keys) = self.volume.clone().expect("a volume was made first");
         let surroundings = Surroundings::replayed(self.seeds.any());
-        let opening = Volume::open_in(surroundings, store.clone(), header, keys, mode, None);
+        let opening = Box::pin(Volume::open_in(surroundings, store.clone(), header, keys, mode, None));
         timeout(PATIENCE, opening)
             .await
             .unwrap_or_else(|_| Err(VolumeError::Stopped("opening took longer than an hour".into())))
