@@ -10,7 +10,7 @@
 //! | `write`, `read`, `flush` | what clients ask for |
 //! | `log`, `queue`, `tail` | group commit, order, the open segment |
 //! | `delta`, `tree`, `merge` | index: newer entries, pages on the store, folding one into the other |
-//! | `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
+//! | `rows`, `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain` | background work |
 //! | `space`, `reclaim`, `cold`, `index_reclaim`, [`compact`] | how much room there is, getting space back |
@@ -41,6 +41,7 @@ mod reclaim;
 mod recover;
 mod replay;
 mod resize;
+mod rows;
 pub mod salvage;
 mod segments;
 mod space;

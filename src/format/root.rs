@@ -22,6 +22,10 @@ pub const TOPS_MAX: usize = 8192;
 pub const TABLE_PARTS_MAX: usize = 8192;
 /// Most places added or freed by one root.
 pub const PLACES_MAX: usize = 8192;
+/// Bytes of one place.
+pub const PLACE_LEN: usize = 24;
+/// Bytes of a pointer to a blob.
+pub const BLOB_POINTER_LEN: usize = 36;
 
 const RING: &str = "ring block";
 const PAYLOAD: &str = "root payload";
@@ -301,7 +305,7 @@ impl Root {
         })?;
         let reserved = list(&mut reader, "reserved slots", 8, RESERVED_MAX, Reader::u64)?;
         let tops = list(&mut reader, "top pointers", 8, TOPS_MAX, |reader| Ok(Loc(reader.u64()?)))?;
-        let table = list(&mut reader, "table parts", 36, TABLE_PARTS_MAX, take_blob_pointer)?;
+        let table = list(&mut reader, "table parts", BLOB_POINTER_LEN, TABLE_PARTS_MAX, take_blob_pointer)?;
         reader.zeros(8)?;
         reader.end()?;
         Ok(Self {
@@ -383,7 +387,7 @@ fn put_places(out: &mut Vec<u8>, places: &[Place]) {
 }
 
 fn take_places(reader: &mut Reader<'_>) -> Result<Vec<Place>, FormatError> {
-    list(reader, "places", 24, PLACES_MAX, |reader| {
+    list(reader, "places", PLACE_LEN, PLACES_MAX, |reader| {
         Ok(Place { uid: Uid(reader.array()?), phys: reader.u64()? })
     })
 }

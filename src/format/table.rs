@@ -53,11 +53,17 @@ pub struct TablePart {
 }
 
 impl TablePart {
+    /// Bytes that a part of `rows` rows encodes to.
+    #[must_use]
+    pub fn encoded_len(rows: usize) -> usize {
+        8 + rows * ROW_LEN
+    }
+
     /// The plaintext of the part.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let Self { first, rows } = self;
-        let mut out = Vec::with_capacity(8 + rows.len() * ROW_LEN);
+        let mut out = Vec::with_capacity(Self::encoded_len(rows.len()));
         out.put_u32(*first);
         out.put_count(rows.len());
         for row in rows {

@@ -21,20 +21,20 @@ use super::queue::Health;
 use super::segments::LiveChange;
 use super::tree::Tree;
 use super::{Core, VolumeError};
+use crate::cipher::TAG_LEN;
 use crate::export::ExportError;
 use crate::format::page::Handle;
 use crate::format::root::{
-    BlobPointer, LogSpan, PLACES_MAX, PREVIOUS_MAX, RING_BLOCK_LEN, RingBlock, Root, seal_table_part,
+    BLOB_POINTER_LEN, BlobPointer, LogSpan, PLACE_LEN, PLACES_MAX, PREVIOUS_MAX, RING_BLOCK_LEN, RingBlock,
+    Root, seal_table_part,
 };
-use crate::format::table::{PART_ROWS_MAX, ROW_LEN};
+use crate::format::table::TablePart;
 use crate::geometry::Generation;
 use crate::store::{Persist, StoreError};
 
 /// Slots that a root reserves for the time until the next: 1 GiB of log at 8 MiB a segment, and room
 /// for the index. The checkpoint at 1 GiB of log (§10) comes before they run out.
 const RESERVE_TARGET: usize = 192;
-/// Rows by which the table may grow while its own place is found: one per index segment opened.
-const ROWS_SLACK: usize = 64;
 
 /// What only the running checkpoint touches.
 #[derive(Default)]
@@ -393,54 +393,60 @@ impl Core {
         oldest_log: Option<Handle>,
     ) -> Result<(BlobPointer, Vec<Handle>), VolumeError> {
         let index = &mut checkpointer.index;
-        // Places first: opening an index segment adds a row that the table must hold.
-        let rows = self.segments.table().row_count() + ROWS_SLACK;
-        let mut places = Vec::new();
-        for first in (0..rows).step_by(PART_ROWS_MAX) {
-            let count = PART_ROWS_MAX.min(rows - first);
-            places.push(index.place(self, 8 + count * ROW_LEN + crate::cipher::TAG_LEN)?);
-        }
-        let listed = {
-            let table = self.segments.table();
-            let dead = table.dead(|_| false).len();
-            dead.min(PLACES_MAX) + (table.added_count() + ROWS_SLACK).min(PLACES_MAX)
-        };
-        let payload = index.place(self, root.sealed_len() + places.len() * 36 + listed * 24)?;
-        let blobs: HashSet<Handle> =
-            places.iter().map(|place| place.handle).chain([payload.handle]).collect();
-        let (parts, dead) = {
+        let (rows, dead) = loop {
+            // Segments first: opening one adds a row that the table must hold.
+            let lens = self.blob_lens(root);
+            index.prepare(self, &lens)?;
             // Writers go on: a log segment may have been opened and filled since the freeze. With
             // the tail held none can be, between looking and listing.
             let tail = self.tail();
+            if self.blob_lens(root) != lens {
+                continue;
+            }
             let log = tail.segments.iter().skip_while(|handle| Some(**handle) != oldest_log);
-            let pinned: HashSet<Handle> = log.copied().chain(blobs).collect();
+            let pinned: HashSet<Handle> = log.copied().collect();
             let mut table = self.segments.table_mut();
             let mut dead = table.dead(|handle| pinned.contains(&handle));
             dead.truncate(PLACES_MAX);
             root.added = table.take_added();
             root.freed = table.places(&dead);
-            (table.parts(&dead), dead)
+            break (table.snapshot(), dead);
         };
         // Replication needs the list whole or not at all; a longer one is told by the table.
         let mut stored = root.clone();
         if stored.added.len() > PLACES_MAX {
             stored.added.clear();
         }
-        assert!(parts.len() <= places.len(), "the table does not outgrow its place");
-        for (number, (part, place)) in (0u64..).zip(parts.into_iter().zip(places)) {
+        for (number, part) in (0u64..).zip(rows.parts(&dead)) {
             let plaintext = part.encode();
-            let len = plaintext.len() + crate::cipher::TAG_LEN;
+            let len = plaintext.len() + TAG_LEN;
+            let place = index.prepared(self, len)?;
             let offset = place.range.offset();
             stored.table.push(blob_pointer(self, &place, offset, len));
             index.put(place.handle, offset, &seal_table_part(number, plaintext, place.range));
+            index.write_if_full(self).await?;
         }
+        drop(rows);
+        let len = stored.sealed_len();
+        let payload = index.prepared(self, len)?;
         let offset = payload.range.offset();
-        let pointer = blob_pointer(self, &payload, offset, stored.sealed_len());
+        let pointer = blob_pointer(self, &payload, offset, len);
         index.put(payload.handle, offset, &stored.seal(payload.range));
         index.write_out(self).await?;
         // c4: everything that the root names is durable before the ring names the root.
         self.sync_store().await?;
         Ok((pointer, dead))
+    }
+
+    /// The most bytes that the blobs of a root written now take, in the order in which they are written: the parts
+    /// of the table, and the payload.
+    fn blob_lens(&self, root: &Root) -> Vec<usize> {
+        let table = self.segments.table();
+        let parts = table.part_lens();
+        // How many rows are dead is known only later; a few kilobytes more do no harm.
+        let listed = table.row_count().min(PLACES_MAX) + table.added_count().min(PLACES_MAX);
+        let payload = root.sealed_len() + parts.len() * BLOB_POINTER_LEN + listed * PLACE_LEN;
+        parts.into_iter().map(|rows| TablePart::encoded_len(rows) + TAG_LEN).chain([payload]).collect()
     }
 
     /// c5, c6: names the root in the ring, durably. Returns its authentication code.

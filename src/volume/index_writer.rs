@@ -1,5 +1,7 @@
 //! Appending pages and blobs to index segments (kind 2). Used only by a checkpoint, one at a time.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use super::io::write_store;
@@ -19,6 +21,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 #[derive(Default)]
 pub(super) struct IndexWriter {
     open: Vec<OpenIndex>,
+    /// Opened in advance, nothing in them yet; the next ones to be filled.
+    ahead: VecDeque<OpenIndex>,
     /// Segments that no root names and none that was tried can name.
     unnamed: Vec<(Handle, u64)>,
 }
@@ -49,17 +53,66 @@ impl IndexWriter {
     /// # Errors
     /// [`VolumeError::NoSpace`].
     pub(super) fn place(&mut self, core: &Core, len: usize) -> Result<IndexPlace, VolumeError> {
-        let len = len.next_multiple_of(16) as u64;
-        // Room for the padding that ends the segment, too.
-        if self.open.last().is_none_or(|open| open.key.remaining() < len + core.align() as u64) {
-            let open = core.open_index()?;
-            self.unnamed.push((open.handle, open.slot));
-            self.open.push(open);
+        if !self.fits_next(core, len) && self.ahead.is_empty() {
+            self.open_ahead(core)?;
         }
-        let open = self.open.last_mut().expect("opened above");
+        self.prepared(core, len)
+    }
+
+    /// Opens segments until blobs of `lens` fit one behind the other, so that [`prepared`](Self::prepared) finds
+    /// a place for each of them even when all are [written](Self::write_out) one by one.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoSpace`].
+    pub(super) fn prepare(&mut self, core: &Core, lens: &[usize]) -> Result<(), VolumeError> {
+        while !self.has_room(core, lens) {
+            self.open_ahead(core)?;
+        }
+        Ok(())
+    }
+
+    fn has_room(&self, core: &Core, lens: &[usize]) -> bool {
+        let mut ahead = self.ahead.iter().map(|open| open.key.remaining());
+        let mut left = self.open.last().map_or(0, |open| open.key.remaining());
+        let padding = core.align() as u64;
+        for len in lens {
+            let len = len.next_multiple_of(16) as u64 + padding;
+            while left < len {
+                let Some(next) = ahead.next() else { return false };
+                left = next;
+            }
+            left -= len;
+        }
+        true
+    }
+
+    /// As [`place`](Self::place), in a segment that is open already.
+    ///
+    /// # Errors
+    /// [`VolumeError::Inconsistent`] when it was not [prepared](Self::prepare) for.
+    pub(super) fn prepared(&mut self, core: &Core, len: usize) -> Result<IndexPlace, VolumeError> {
+        if !self.fits_next(core, len) {
+            let missing = || VolumeError::Inconsistent("the segment table outgrew its place".into());
+            self.open.push(self.ahead.pop_front().ok_or_else(missing)?);
+        }
+        let open = self.open.last_mut().expect("pushed above");
+        let len = len.next_multiple_of(16) as u64;
         let range = open.key.reserve(len).expect("checked above");
         core.count_sealed(1);
         Ok(IndexPlace { handle: open.handle, uid: open.uid, phys: open.phys, range })
+    }
+
+    /// Whether the segment that is being filled has room for `len` bytes, and the padding that ends it.
+    fn fits_next(&self, core: &Core, len: usize) -> bool {
+        let len = len.next_multiple_of(16) as u64 + core.align() as u64;
+        self.open.last().is_some_and(|open| open.key.remaining() >= len)
+    }
+
+    fn open_ahead(&mut self, core: &Core) -> Result<(), VolumeError> {
+        let open = core.open_index()?;
+        self.unnamed.push((open.handle, open.slot));
+        self.ahead.push_back(open);
+        Ok(())
     }
 
     /// Puts sealed bytes where they belong; `offset` came from a place since the last `write_out`.
@@ -89,10 +142,16 @@ impl IndexWriter {
         let loc = Loc::new(place.handle, place.range.offset(), len);
         let sealed = seal_page(level, number, plaintext, place.range);
         self.put(place.handle, loc.offset(), &sealed);
+        self.write_if_full(core).await?;
+        Ok(loc)
+    }
+
+    /// Writes what was collected if that is much.
+    pub(super) async fn write_if_full(&mut self, core: &Core) -> Result<(), VolumeError> {
         if self.open.last().is_some_and(|open| open.buffer.len() >= BUFFER_BYTES) {
             self.write_out(core).await?;
         }
-        Ok(loc)
+        Ok(())
     }
 
     /// Writes what was collected. The next page starts in a new physical block, so that nothing is
@@ -127,6 +186,7 @@ impl IndexWriter {
         }
         for (handle, slot) in self.unnamed.drain(..) {
             self.open.retain(|open| open.handle != handle);
+            self.ahead.retain(|open| open.handle != handle);
             table.withdraw(handle, slot);
         }
         for open in self.open.drain(..) {

@@ -470,12 +470,16 @@ pub(super) async fn load_root(
     block: &RingBlock,
 ) -> Result<(Root, Segments), VolumeError> {
     let root = read_payload(store, header, keys, block).await?;
-    let mut parts = Vec::with_capacity(root.table.len());
-    for number in 0..root.table.len() {
-        parts.push(read_table_part(store, header, keys, &root, number).await?);
+    if root.table.is_empty() {
+        return Err(VolumeError::Inconsistent("the root has no segment table".into()));
     }
-    let segments = Segments::load(header.slots, &parts, |phys| header.slot_at(phys))
-        .map_err(|BadTable(why)| VolumeError::Inconsistent(why))?;
+    let mut segments = Segments::new(header.slots);
+    for number in 0..root.table.len() {
+        let part = read_table_part(store, header, keys, &root, number).await?;
+        segments
+            .load(&part, |phys| header.slot_at(phys))
+            .map_err(|BadTable(why)| VolumeError::Inconsistent(why))?;
+    }
     for span in &root.log_spans {
         let row = segments.row(span.handle);
         if row.is_none_or(|row| row.uid != span.uid || row.phys != span.phys) {

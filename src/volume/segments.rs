@@ -10,11 +10,12 @@ use std::sync::{Arc, Weak};
 
 use tokio::sync::Notify;
 
+use super::rows::Rows;
 use crate::cipher::Uid;
 use crate::format::page::Handle;
 use crate::format::root::Place;
 use crate::format::segment::SegmentKind;
-use crate::format::table::{PART_ROWS_MAX, Row, SegmentState, TablePart};
+use crate::format::table::{Row, SegmentState, TablePart};
 use crate::geometry::Generation;
 
 /// Slots that no root reserves for the log: what a checkpoint of a small volume writes, twice, and the
@@ -65,8 +66,7 @@ struct Freed {
 
 /// Rows, free slots, live counts.
 pub(super) struct Segments {
-    /// By handle; row 0 is never used.
-    rows: Vec<Option<Row>>,
+    rows: Rows,
     free_handles: Vec<Handle>,
     slot_taken: Vec<bool>,
     free_count: u64,
@@ -97,7 +97,7 @@ impl Segments {
         let slots = usize::try_from(slots).expect("slot counts are below 2^32");
         let readers_ended = Arc::new(Notify::new());
         Self {
-            rows: vec![None],
+            rows: Rows::new(),
             free_handles: Vec::new(),
             slot_taken: vec![false; slots],
             free_count: slots as u64,
@@ -121,41 +121,40 @@ impl Segments {
         self.free_count += more as u64;
     }
 
-    /// The table that a root stored. `slot_at` maps a place to its slot.
+    /// Takes over one part of the table that a root stored, parts in order, into an empty table. `slot_at` maps
+    /// a place to its slot.
+    ///
+    /// # Errors
+    /// [`BadTable`] when the part does not follow the one before, or its rows do not fit the volume.
     pub(super) fn load(
-        slots: u64,
-        parts: &[TablePart],
+        &mut self,
+        part: &TablePart,
         slot_at: impl Fn(u64) -> Option<u64>,
-    ) -> Result<Self, BadTable> {
-        let mut table = Self::new(slots);
-        table.rows.clear();
-        for part in parts {
-            if part.first as usize != table.rows.len() {
-                return Err(BadTable(format!(
-                    "part starts at handle {} instead of {}",
-                    part.first,
-                    table.rows.len()
-                )));
-            }
-            table.rows.extend_from_slice(&part.rows);
+    ) -> Result<(), BadTable> {
+        let expected = if part.first == 0 { 1 } else { part.first as usize };
+        if expected != self.rows.len() {
+            return Err(BadTable(format!("a part starts at handle {}", part.first)));
         }
-        if table.rows.first().is_none_or(Option::is_some) {
-            return Err(BadTable("row 0 is not empty".into()));
-        }
-        for handle in 1..table.rows.len() {
-            match table.rows[handle] {
-                None => table.free_handles.push(u32::try_from(handle).expect("handles are u32")),
+        let rows = match (part.first, part.rows.split_first()) {
+            (0, Some((None, rows))) => rows,
+            (0, _) => return Err(BadTable("row 0 is not empty".into())),
+            _ => &part.rows[..],
+        };
+        for row in rows {
+            let handle = self.rows.push(*row);
+            match row {
+                None => self.free_handles.push(handle),
                 Some(row) => {
                     let slot = slot_at(row.phys).ok_or_else(|| {
                         BadTable(format!("row {handle} names place {:#x}, which is no slot", row.phys))
                     })?;
-                    table.take_slot(slot).map_err(|()| {
+                    self.take_slot(slot).map_err(|()| {
                         BadTable(format!("row {handle} names slot {slot}, which another row has"))
                     })?;
                 }
             }
         }
-        Ok(table)
+        Ok(())
     }
 
     /// Keeps a slot that the loaded root freed from being used before the next root is durable. One
@@ -195,11 +194,11 @@ impl Segments {
             let mut freed = self.freed.iter().flat_map(|batch| &batch.segments);
             freed.find(|(freed, _, _)| *freed == handle).map(|(_, row, _)| row)
         };
-        self.rows.get(handle as usize)?.as_ref().or_else(freed)
+        self.rows.get(handle).or_else(freed)
     }
 
     fn row_mut(&mut self, handle: Handle) -> &mut Row {
-        self.rows[handle as usize].as_mut().expect("handles in use have a row")
+        self.rows.at_mut(handle).as_mut().expect("handles in use have a row")
     }
 
     /// A clone of the current read guard. Whoever holds it may use locations that it resolved
@@ -249,11 +248,8 @@ impl Segments {
     /// Adds a row for a segment whose slot was taken.
     pub(super) fn add_row(&mut self, row: Row) -> Handle {
         self.added.push(Place { uid: row.uid, phys: row.phys });
-        let Some(handle) = self.free_handles.pop() else {
-            self.rows.push(Some(row));
-            return u32::try_from(self.rows.len() - 1).expect("there are fewer than 2^32 slots");
-        };
-        self.rows[handle as usize] = Some(row);
+        let Some(handle) = self.free_handles.pop() else { return self.rows.push(Some(row)) };
+        *self.rows.at_mut(handle) = Some(row);
         handle
     }
 
@@ -265,7 +261,7 @@ impl Segments {
 
     /// Removes the row of a segment that nothing durable names, and frees its slot.
     pub(super) fn withdraw(&mut self, handle: Handle, slot: u64) {
-        if let Some(row) = self.rows[handle as usize].take() {
+        if let Some(row) = self.rows.at_mut(handle).take() {
             self.added.retain(|place| place.uid != row.uid);
         }
         self.free_handles.push(handle);
@@ -314,18 +310,13 @@ impl Segments {
 
     /// Closes every segment: a session never goes on in another's.
     pub(super) fn close_all(&mut self) {
-        self.rows.iter_mut().flatten().for_each(|row| row.state = SegmentState::Closed);
+        self.rows.iter_mut().for_each(|row| row.state = SegmentState::Closed);
     }
 
-    /// Rows that nothing needs: closed, no live byte, and not `pinned` by the log.
+    /// Rows that nothing needs, ascending: closed, no live byte, and not `pinned` by the log.
     pub(super) fn dead(&self, pinned: impl Fn(Handle) -> bool) -> Vec<Handle> {
-        (1..self.rows.len())
-            .filter_map(|handle| {
-                let row = self.rows[handle].as_ref()?;
-                let handle = u32::try_from(handle).expect("handles are u32");
-                (row.live == 0 && row.state == SegmentState::Closed && !pinned(handle)).then_some(handle)
-            })
-            .collect()
+        let dead = |handle, row: &Row| row.live == 0 && row.state == SegmentState::Closed && !pinned(handle);
+        self.rows.iter().filter(|(handle, row)| dead(*handle, row)).map(|(handle, _)| handle).collect()
     }
 
     /// Takes rows out of the table that root `by` did not list any more. The index that readers
@@ -338,7 +329,7 @@ impl Segments {
         let old_guard = std::mem::replace(&mut self.guard, new_guard);
         let mut segments = Vec::with_capacity(handles.len());
         for handle in handles {
-            let row = self.rows[*handle as usize].take().expect("dead rows exist");
+            let row = self.rows.at_mut(*handle).take().expect("dead rows exist");
             segments.push((*handle, row, slot_at(row.phys).expect("rows name slots")));
         }
         self.freed.push_back(Freed { segments, by, readers: Arc::downgrade(&old_guard) });
@@ -406,17 +397,14 @@ impl Segments {
         rows.map(|row| Place { uid: row.uid, phys: row.phys }).collect()
     }
 
-    /// The table as stored parts, without the rows `dead`.
-    pub(super) fn parts(&self, dead: &[Handle]) -> Vec<TablePart> {
-        let mut rows = self.rows.clone();
-        dead.iter().for_each(|handle| rows[*handle as usize] = None);
-        rows.chunks(PART_ROWS_MAX)
-            .enumerate()
-            .map(|(i, rows)| TablePart {
-                first: u32::try_from(i * PART_ROWS_MAX).expect("handles are u32"),
-                rows: rows.to_vec(),
-            })
-            .collect()
+    /// The rows as they are now.
+    pub(super) fn snapshot(&self) -> Rows {
+        self.rows.clone()
+    }
+
+    /// Rows of each part that a root written now stores.
+    pub(super) fn part_lens(&self) -> Vec<usize> {
+        self.rows.part_lens().collect()
     }
 
     /// Handles given out so far, free ones included.
@@ -426,7 +414,7 @@ impl Segments {
 
     /// Every row in use.
     pub(super) fn rows(&self) -> impl Iterator<Item = (Handle, &Row)> {
-        (0u32..).zip(&self.rows).filter_map(|(handle, row)| Some((handle, row.as_ref()?)))
+        self.rows.iter()
     }
 }
 
