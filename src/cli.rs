@@ -26,6 +26,7 @@ mod key_age;
 mod kms;
 mod known;
 mod list;
+mod memory;
 mod named;
 mod noted;
 mod open;

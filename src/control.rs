@@ -6,6 +6,7 @@
 mod check;
 pub mod client;
 pub mod gate;
+pub mod memory;
 pub mod protocol;
 pub mod server;
 

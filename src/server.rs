@@ -20,7 +20,7 @@ pub use listener::{ListenError, Listener};
 
 use crate::export::Export;
 use crate::nbd::admission::{SHARED_BYTES_MAX, SharedBytes};
-use crate::nbd::connection::NamedExport;
+use crate::nbd::connection::{Deadlines, NamedExport};
 use crate::nbd::stop::{Phase, stop_signal};
 use crate::wire::{self, Errno};
 use notice::{Notice, Notices, Occasion};
@@ -29,29 +29,36 @@ use places::Places;
 /// How long cut connections are waited for: changes that were started run to their end.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Connections at a time: eight clients with as many connections as `nbdcopy` and kernel clients open, sixteen
+/// times over.
+pub const CONNECTIONS_MAX: usize = 128;
+
 /// What a server allows its clients.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Connections at a time, those in their handshake included. 128: eight clients with as many
-    /// connections as `nbdcopy` and kernel clients open, sixteen times over. When all are in use, the
-    /// oldest unfinished handshake makes room for a new connection.
+    /// Connections at a time, those in their handshake included. When all are in use, the oldest unfinished handshake
+    /// makes room for a new connection.
     pub connections_max: usize,
     /// From accept to transmission. 10 s, as in qemu since CVE-2024-7409.
     pub handshake_deadline: Duration,
     /// From being told to stop to cutting connections.
     pub drain_deadline: Duration,
-    /// Bytes under way on all connections, beyond each connection's reserve
+    /// Bytes under way on all connections of one export, beyond each connection's reserve
     /// ([`crate::nbd::admission`]).
-    pub shared_bytes_max: usize,
+    pub request_bytes_max: usize,
+    /// How long a client that holds some of those bytes, while others wait for them, may neither send what it began
+    /// nor take what was answered.
+    pub stall_deadline: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections_max: 128,
+            connections_max: CONNECTIONS_MAX,
             handshake_deadline: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(30),
-            shared_bytes_max: SHARED_BYTES_MAX,
+            request_bytes_max: SHARED_BYTES_MAX,
+            stall_deadline: Duration::from_secs(10),
         }
     }
 }
@@ -107,7 +114,8 @@ impl<E: Export> Server<E> {
                 notices.note(Occasion::Failed(error, format!("{told:?}: {text}")));
             }
         });
-        NamedExport { name: name.to_owned(), export: Arc::clone(export), on_failure }
+        let bytes = SharedBytes::new(self.limits.request_bytes_max);
+        NamedExport { name: name.to_owned(), export: Arc::clone(export), bytes, on_failure }
     }
 
     /// Serves until `shutdown` is ready, or until all connections on standard input and output
@@ -124,8 +132,10 @@ impl<E: Export> Server<E> {
         let (alive, mut all_done) = mpsc::channel(1);
         let shared = accept::Shared {
             exports: self.exports.iter().map(|(name, export)| self.named(name, export)).collect(),
-            handshake_deadline: self.limits.handshake_deadline,
-            bytes: SharedBytes::new(self.limits.shared_bytes_max),
+            deadlines: Deadlines {
+                handshake: self.limits.handshake_deadline,
+                stall: self.limits.stall_deadline,
+            },
             places: Arc::new(Places::new(self.limits.connections_max)),
             notices: Arc::clone(&self.notices),
             stop,

@@ -49,6 +49,8 @@ mod status;
 mod tail;
 mod tree;
 pub mod unlock;
+#[cfg(test)]
+mod wide_table;
 mod wipe;
 mod write;
 
@@ -179,6 +181,11 @@ impl Volume {
     #[must_use]
     pub fn header(&self) -> Arc<Header> {
         self.core.header()
+    }
+
+    /// Keeps at most so many bytes of index pages in memory from now on, about. Less makes reads load more of them.
+    pub fn limit_pages(&self, bytes: u64) {
+        self.core.pages.limit(bytes);
     }
 
     /// Finishes what is being written, folds the log into the tree, and writes a last root. Changes that

@@ -9,8 +9,18 @@ use std::path::Path;
 use common::programs::{outcome, program};
 
 /// Every key of every section but `[provider.NAME]`, whose keys depend on its type.
-const KEYS: [&str; 9] =
-    ["control_directory", "path", "backend", "uuid", "slots", "listen", "rotate_kek", "read_only", "anchor"];
+const KEYS: [&str; 10] = [
+    "control_directory",
+    "memory",
+    "path",
+    "backend",
+    "uuid",
+    "slots",
+    "listen",
+    "rotate_kek",
+    "read_only",
+    "anchor",
+];
 
 fn text(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);

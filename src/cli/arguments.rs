@@ -394,6 +394,9 @@ pub(super) struct ServeOptions {
     /// Take a backend that is behind its anchor as it is: what was written since is given up
     #[arg(long)]
     pub(super) accept_rollback: bool,
+    /// Memory that the server stays within, as 256M; default: 64 MiB, and 11 MB per TiB served
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(super) memory: Option<u64>,
     /// Write the process number there
     #[arg(long, short = 'P', value_name = "FILE")]
     pub(super) pid_file: Option<PathBuf>,

@@ -14,6 +14,7 @@ use super::key_age::KeyAges;
 use super::open;
 use super::outcome::Failure;
 use super::size::show_size;
+use crate::control::memory::MemoryStatus;
 use crate::control::protocol::Status as Serving;
 use crate::format::header::Header;
 use crate::format::keyslot::{Keyslot, KeyslotState};
@@ -214,12 +215,20 @@ fn prose(report: &StatusReport) -> String {
         report.header_generation,
         report.keyslots
     );
-    if let Some(Serving { pid, export, state, parked, .. }) = &report.serving {
+    if let Some(Serving { pid, export, state, parked, memory, .. }) = &report.serving {
         let waiting = if *parked == 0 { String::new() } else { format!(", {parked} requests wait") };
         text.push_str(&format!(
             "served             as {export:?} by process {pid}: {}{waiting}\n",
             state.name()
         ));
+        if let Some(MemoryStatus { budget_bytes, resident_bytes, peak_bytes }) = *memory {
+            text.push_str(&format!(
+                "memory             {} of {}, {} at most so far\n",
+                show_size(resident_bytes),
+                show_size(budget_bytes),
+                show_size(peak_bytes)
+            ));
+        }
     }
     text.push_str(&report.keys.lines());
     let Some(volume) = &report.volume else {

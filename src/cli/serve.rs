@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::arguments::ServeOptions;
 use super::context::Context;
 use super::interrupt;
+use super::memory::{Budget, TooSmall};
 use super::open;
 use super::outcome::Failure;
 use super::settings::Listen;
@@ -27,12 +28,21 @@ use crate::format::header::Header;
 use crate::private_socket::PrivateSocketError;
 use crate::server::pidfile::PidFile;
 use crate::server::{Limits, ListenError, Listener, Server, ServerError};
-use crate::store::Access;
 use crate::store::uri::StoreUri;
-use crate::volume::{OpenMode, VolumeError};
+use crate::store::{Access, SlotStore};
+use crate::volume::create::Geometry;
+use crate::volume::{OpenMode, Volume, VolumeError};
 
 /// A volume could not be closed as it should; nothing that was answered is lost.
 const EXIT_UNCLEAN: u8 = 1;
+
+/// A volume that is open.
+struct Opened {
+    volume: Volume,
+    store: Arc<dyn SlotStore>,
+    /// As it was opened.
+    header: Header,
+}
 
 /// A volume under the name that clients ask for.
 struct Named {
@@ -54,11 +64,11 @@ pub(super) async fn run(mut options: ServeOptions, context: &Context) -> Result<
     let names = export_names(&options, context)?;
     let handed_over = somewhere_to_listen(&mut options, context)?;
     let managers = context.managers(&options.slot.slots, Purpose::Unlock)?;
-    let mut volumes = Vec::with_capacity(names.len());
+    let mut opened = Vec::with_capacity(names.len());
     let mut result = Ok(());
-    for (backend, name) in options.backends.iter().zip(names) {
+    for backend in &options.backends {
         match open_volume(backend, &managers, options.read_only, context).await {
-            Ok((gate, header)) => volumes.push(Named { name, gate: Arc::new(gate), header }),
+            Ok(volume) => opened.push(volume),
             Err(failure) => {
                 result = Err(failure);
                 break;
@@ -66,9 +76,15 @@ pub(super) async fn run(mut options: ServeOptions, context: &Context) -> Result<
         }
     }
     drop(managers);
+    let shared = result.and_then(|()| share_memory(&options, &opened, context));
+    let gated = opened.into_iter().zip(names).map(|(Opened { volume, store, header }, name)| {
+        let gate = Arc::new(Gate::new(volume, store, context.engine));
+        Named { name, gate, header }
+    });
+    let volumes: Vec<_> = gated.collect();
     // Listening comes last: no client may find an export that is not open.
-    let served = match result {
-        Ok(()) => listen_and_serve(&options, &volumes, handed_over, context).await,
+    let served = match shared {
+        Ok(memory) => listen_and_serve(&options, &volumes, memory, handed_over, context).await,
         Err(failure) => Err(failure),
     };
     let closed = close(&volumes, context).await;
@@ -81,7 +97,7 @@ async fn open_volume(
     managers: &[Box<dyn KeyManager>],
     read_only: bool,
     context: &Context,
-) -> Result<(Gate, Header), Failure> {
+) -> Result<Opened, Failure> {
     let configured = context.settings.volume_at(&StoreUri::from_arg(argument)?);
     let (access, mode) = match read_only || configured.is_some_and(|volume| volume.read_only) {
         true => (Access::ReadOnly, OpenMode::ReadOnly),
@@ -92,12 +108,36 @@ async fn open_volume(
     context.trail.begin()?;
     let volume = context.open(&backend, unlocked, mode).await?;
     let header = Header::clone(&volume.header());
-    Ok((Gate::new(volume, backend.store, context.engine), header))
+    Ok(Opened { volume, store: backend.store, header })
+}
+
+/// The budget of the process, and what of it requests may take.
+struct Memory {
+    budget: Budget,
+    request_bytes: usize,
+}
+
+/// Shares the budget out among the volumes.
+fn share_memory(options: &ServeOptions, opened: &[Opened], context: &Context) -> Result<Memory, Failure> {
+    let sizes: Vec<_> = opened.iter().map(|opened| Geometry::of(&opened.header)).collect();
+    let asked = options.memory.or(context.settings.memory);
+    let budget = asked.map_or_else(|| Budget::default_for(&sizes), Budget::bytes);
+    let share = budget.share(&sizes).map_err(|TooSmall { budget, needed }| {
+        let (budget, least) = (show_size(budget), needed.div_ceil(1 << 20));
+        let what = if opened.len() == 1 { "this volume" } else { "these volumes" };
+        Failure::usage(
+            format!("{budget} of memory are too little: {what} cannot be served in less than {least} MiB"),
+            format!("--memory {least}M or more"),
+        )
+    })?;
+    opened.iter().for_each(|opened| opened.volume.limit_pages(share.pages));
+    Ok(Memory { budget, request_bytes: share.requests })
 }
 
 async fn listen_and_serve(
     options: &ServeOptions,
     volumes: &[Named],
+    memory: Memory,
     handed_over: Vec<Listener>,
     context: &Context,
 ) -> Result<ExitCode, Failure> {
@@ -106,11 +146,12 @@ async fn listen_and_serve(
     // Kept until the end: the socket of --run lies in it.
     let private = private_directory(options)?;
     // Before clients: whoever sees that the volume is served can change its keys through this process.
-    let _controls = control_sockets(options, volumes, context)?;
+    let _controls = control_sockets(options, volumes, memory.budget, context)?;
     let (listeners, address) =
         listeners(options, handed_over, private.as_ref().map(tempfile::TempDir::path)).await?;
     let exports = volumes.iter().map(|named| (named.name.clone(), named.gate.clone())).collect();
-    let server = Server::new(exports, Limits::default())
+    let limits = Limits { request_bytes_max: memory.request_bytes, ..Limits::default() };
+    let server = Server::new(exports, limits)
         .map_err(|error: ServerError| Failure::usage(error.to_string(), "--name EXPORT, once per backend"))?;
     let output = context.output;
     let server = server.telling(move |notice| match notice.next() {
@@ -170,6 +211,7 @@ async fn listen_and_serve(
 fn control_sockets(
     options: &ServeOptions,
     volumes: &[Named],
+    memory: Budget,
     context: &Context,
 ) -> Result<Vec<ControlSocket>, Failure> {
     if options.no_control {
@@ -182,7 +224,8 @@ fn control_sockets(
     for Named { name, gate, header } in volumes {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         let socket = made.map_err(|error| error.to_string()).and_then(|()| {
-            let listening = ControlSocket::listen(&directory, header.volume, name, gate.clone());
+            let listening =
+                ControlSocket::listen(&directory, header.volume, name, gate.clone(), memory.get());
             listening.map_err(|error| error.to_string())
         });
         match socket {

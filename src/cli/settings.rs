@@ -22,6 +22,7 @@ pub(super) use self::section::Problem;
 use self::section::{Section, Source};
 use self::volume::{Draft, slot_problem};
 pub(super) use self::volume::{Listen, VolumeSettings};
+use super::size::parse_size;
 use crate::store::uri::StoreUri;
 
 /// What the configuration says; empty when there is none.
@@ -34,6 +35,8 @@ pub(super) struct Settings {
     /// `[audit] path`.
     pub(super) audit_path: Option<PathBuf>,
     control_directory: Option<PathBuf>,
+    /// `[daemon] memory`, in bytes.
+    pub(super) memory: Option<u64>,
 }
 
 /// Where something stands in the configuration.
@@ -153,6 +156,7 @@ impl Reading {
         if let Some(mut daemon) = whole.section("daemon") {
             once(&mut self.daemon, "[daemon]", &source, &mut daemon);
             self.settings.control_directory = daemon.parsed("control_directory", absolute).map(|at| at.value);
+            self.settings.memory = daemon.parsed("memory", parse_size).map(|size| size.value);
             self.problems.extend(daemon.finish());
         }
         if let Some(mut audit) = whole.section("audit") {

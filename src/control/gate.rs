@@ -114,6 +114,8 @@ struct Inner {
     mode: OpenMode,
     /// What the volume is held against when it comes back.
     anchor: Option<Arc<dyn Anchor>>,
+    /// Bytes of index pages that it keeps in memory when it comes back.
+    page_bytes: u64,
     info: Mutex<ExportInfo>,
     slot: Arc<RwLock<Slot>>,
     /// One change at a time; taken before the slot.
@@ -170,6 +172,7 @@ impl Gate {
             engine,
             mode: volume.mode(),
             anchor: volume.anchor(),
+            page_bytes: volume.status().page_bytes_max,
             info: Mutex::new(volume.info()),
             slot: Arc::new(RwLock::new(Slot::Open(volume))),
             control: tokio::sync::Mutex::new(Control { barrier: None, wiped: None, identity }),
@@ -363,6 +366,7 @@ impl Inner {
         let anchoring = self.anchor.clone().map(Anchoring::refusing);
         let store = Arc::clone(&self.store);
         let volume = Volume::open_authentic(store, header, keys, self.mode, anchoring).await?;
+        volume.limit_pages(self.page_bytes);
         let (found, known) = (volume.log_seq(), control.identity.log_seq);
         if found < known {
             control.abandon(volume).await;

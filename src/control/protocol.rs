@@ -10,6 +10,7 @@ use crate::volume::check::{CheckReport, DamagedRange, Finding};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::memory::MemoryStatus;
 use crate::volume::VolumeStatus;
 
 /// Longest line: a header of 64 KiB in base64 has 87,384 characters.
@@ -118,6 +119,9 @@ pub struct Status {
     pub since: u64,
     /// Requests that wait for a resume.
     pub parked: u64,
+    /// Memory of the server; absent where the kernel does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryStatus>,
     /// Figures of the volume; absent while it is not open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<Box<VolumeStatus>>,

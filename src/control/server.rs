@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 use super::check;
 use super::client::socket_path;
 use super::gate::{Gate, GateState, NotRunning, ResumeError, SuspendError};
+use super::memory::MemoryStatus;
 use super::protocol::{
     Answer, Ask, Code, Done, Refusal, Request, State, Status, VERSION, read_line, write_line,
 };
@@ -54,12 +55,14 @@ pub(super) struct Subject {
     pub(super) gate: Arc<Gate>,
     volume: [u8; 16],
     export: String,
+    /// In bytes, for the whole process.
+    memory_budget: u64,
     /// One check at a time.
     pub(super) checking: Semaphore,
 }
 
 impl ControlSocket {
-    /// Listens in `directory`, which exists.
+    /// Listens in `directory`, which exists. `memory_budget`, in bytes, is told to whoever asks for the status.
     ///
     /// # Errors
     /// [`PrivateSocketError`].
@@ -71,10 +74,16 @@ impl ControlSocket {
         volume: [u8; 16],
         export: &str,
         gate: Arc<Gate>,
+        memory_budget: u64,
     ) -> Result<Self, PrivateSocketError> {
         let (listener, path) = listen_private(&socket_path(directory, volume))?;
-        let subject =
-            Arc::new(Subject { gate, volume, export: export.to_owned(), checking: Semaphore::new(1) });
+        let subject = Arc::new(Subject {
+            gate,
+            volume,
+            export: export.to_owned(),
+            memory_budget,
+            checking: Semaphore::new(1),
+        });
         Ok(Self { task: tokio::spawn(accept(listener, subject)), _path: path })
     }
 }
@@ -218,6 +227,7 @@ impl Subject {
             state: self.state(),
             since,
             parked: self.gate.parked() as u64,
+            memory: MemoryStatus::of_this_process(self.memory_budget),
             volume: self.gate.volume().ok().map(|volume| Box::new(volume.status())),
         }
     }

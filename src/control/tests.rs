@@ -42,7 +42,7 @@ impl Desk {
         let dir = tempfile::tempdir().unwrap();
         let (store, gate) = running().await;
         let volume = unlock(&*store).await.header.volume;
-        let socket = ControlSocket::listen(dir.path(), volume, "vol", gate.clone()).unwrap();
+        let socket = ControlSocket::listen(dir.path(), volume, "vol", gate.clone(), 64 << 20).unwrap();
         Self { dir, store, gate, volume, _socket: socket }
     }
 

@@ -1,13 +1,15 @@
 //! Who may have how much under way: bytes and requests, before a payload is received.
 //!
-//! Every connection has a reserve of its own, large enough for one request of any length, so that
-//! clients that do not read their replies cannot starve the others. What goes beyond the reserve
-//! comes from a pool that all connections share. No admission means no reading: the client's
-//! socket fills up and the client waits.
+//! Every connection has a small reserve of its own, so that clients that do not read their replies cannot keep
+//! others from small requests. What goes beyond the reserve comes from a pool that all connections of an export
+//! share, first come, first served. No admission means no reading: the client's socket fills up and the client
+//! waits. A client that holds some of the pool, and neither sends nor takes a byte while others wait for it, is
+//! cut off ([`Account::is_in_the_way`]).
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
@@ -17,22 +19,34 @@ use super::PAYLOAD_LEN_MAX;
 /// Requests of one connection under way, replies that are not yet sent included. Kernel clients
 /// keep up to 128 in the queue of one connection.
 pub const REQUESTS_MAX: usize = 128;
-/// Bytes of one connection's reserve: one request of any length.
-pub const RESERVE_BYTES: u32 = PAYLOAD_LEN_MAX;
+/// Bytes of one connection's reserve: 16 requests of 4 KiB.
+pub const RESERVE_BYTES: u32 = 64 << 10;
 /// Bytes of one connection under way: one long request while another one is received.
 pub const CONNECTION_BYTES_MAX: u32 = 2 * PAYLOAD_LEN_MAX;
-/// Bytes that all connections share beyond their reserves.
-pub const SHARED_BYTES_MAX: usize = 512 << 20;
+/// Bytes that all connections of an export share beyond their reserves, unless said otherwise.
+pub const SHARED_BYTES_MAX: usize = 64 << 20;
+/// Least bytes of a pool.
+const SHARED_BYTES_MIN: usize = 1 << 20;
 
-/// The pool that all connections of a server share.
+/// The pool that all connections of an export share. A request that is longer than the pool takes all of it:
+/// no more than one such request is under way.
 #[derive(Clone, Debug)]
-pub struct SharedBytes(Arc<Semaphore>);
+pub struct SharedBytes {
+    pool: Arc<Semaphore>,
+    /// Bytes of the pool.
+    len: u32,
+    /// Connections in the queue.
+    waiting: Arc<AtomicUsize>,
+}
 
 impl SharedBytes {
-    /// A pool of `bytes`.
+    /// A pool of `bytes`, at least 1 MiB.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+        let len = bytes.clamp(SHARED_BYTES_MIN, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let pool = Arc::new(Semaphore::new(len));
+        let len = u32::try_from(len).expect("clamped");
+        Self { pool, len, waiting: Arc::default() }
     }
 }
 
@@ -48,11 +62,31 @@ pub(super) struct Account {
     requests: usize,
     bytes: u32,
     reserve_used: u32,
-    /// In the queue for shared bytes: how many, and the place in the queue.
-    queued: Option<(u32, Queued)>,
+    /// Requests that hold some of the pool.
+    sharing: usize,
+    queued: Option<Queued>,
 }
 
-type Queued = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>;
+/// A place in the queue for shared bytes.
+struct Queued {
+    wanted: u32,
+    permit: Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Queued {
+    fn new(shared: &SharedBytes, wanted: u32) -> Self {
+        let permit = Box::pin(Arc::clone(&shared.pool).acquire_many_owned(wanted));
+        shared.waiting.fetch_add(1, Ordering::Relaxed);
+        Self { wanted, permit, waiting: shared.waiting.clone() }
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// One admitted request; to be given back with [`Account::release`].
 #[must_use]
@@ -64,12 +98,23 @@ pub(super) struct Ticket {
 
 impl Account {
     pub(super) fn new(shared: SharedBytes) -> Self {
-        Self { shared, requests: 0, bytes: 0, reserve_used: 0, queued: None }
+        Self { shared, requests: 0, bytes: 0, reserve_used: 0, sharing: 0, queued: None }
     }
 
     /// Requests that are admitted and not released.
     pub(super) fn requests(&self) -> usize {
         self.requests
+    }
+
+    /// Whether the connection holds some of the pool.
+    pub(super) fn is_sharing(&self) -> bool {
+        self.sharing > 0
+    }
+
+    /// Whether the connection holds some of the pool while others wait for it.
+    pub(super) fn is_in_the_way(&self) -> bool {
+        let own = usize::from(self.queued.is_some());
+        self.is_sharing() && self.shared.waiting.load(Ordering::Relaxed) > own
     }
 
     /// Admits a request of `bytes` (at most [`PAYLOAD_LEN_MAX`]). Pending wakes when shared bytes
@@ -85,11 +130,17 @@ impl Account {
             self.reserve_used += bytes;
             return Poll::Ready(self.admit(bytes, None));
         }
-        if self.queued.as_ref().is_none_or(|(wanted, _)| *wanted != bytes) {
-            self.queued = Some((bytes, Box::pin(Arc::clone(&self.shared.0).acquire_many_owned(bytes))));
+        let wanted = bytes.min(self.shared.len);
+        if self.queued.as_ref().is_none_or(|queued| queued.wanted != wanted) {
+            // A semaphore is fair: nobody is overtaken while somebody waits.
+            if let Ok(permit) = Arc::clone(&self.shared.pool).try_acquire_many_owned(wanted) {
+                self.queued = None;
+                return Poll::Ready(self.admit(bytes, Some(permit)));
+            }
+            self.queued = Some(Queued::new(&self.shared, wanted));
         }
-        let Some((_, queued)) = &mut self.queued else { return Poll::Pending };
-        match queued.as_mut().poll(cx) {
+        let Some(queued) = &mut self.queued else { return Poll::Pending };
+        match queued.permit.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(permit) => {
                 self.queued = None;
@@ -102,6 +153,7 @@ impl Account {
     fn admit(&mut self, bytes: u32, shared: Option<OwnedSemaphorePermit>) -> Ticket {
         self.requests += 1;
         self.bytes += bytes;
+        self.sharing += usize::from(shared.is_some());
         Ticket { bytes, shared }
     }
 
@@ -110,8 +162,9 @@ impl Account {
         let Ticket { bytes, shared } = ticket;
         self.requests -= 1;
         self.bytes -= bytes;
-        if shared.is_none() {
-            self.reserve_used -= bytes;
+        match shared {
+            Some(_) => self.sharing -= 1,
+            None => self.reserve_used -= bytes,
         }
     }
 }
@@ -130,16 +183,32 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_holds_the_whole_pool_does_not_starve_another_one() {
-        let shared = SharedBytes::new(RESERVE_BYTES as usize);
+    fn a_connection_that_holds_the_whole_pool_does_not_keep_another_one_from_small_requests() {
+        let shared = SharedBytes::new(32 << 20);
         let mut stuck = Account::new(shared.clone());
         let held: Vec<_> = std::iter::from_fn(|| admit(&mut stuck, 8 << 20)).collect();
-        assert_eq!(held.len(), 8, "64 MiB in requests of 8 MiB");
+        assert_eq!(held.len(), 4, "32 MiB in requests of 8 MiB");
+        assert!(!stuck.is_in_the_way(), "nobody waits but itself");
         let mut other = Account::new(shared);
-        let ticket = admit(&mut other, PAYLOAD_LEN_MAX).expect("the reserve is its own");
-        assert!(admit(&mut other, 1).is_none());
-        other.release(ticket);
-        assert!(admit(&mut other, PAYLOAD_LEN_MAX).is_some());
+        let small: Vec<_> = std::iter::from_fn(|| admit(&mut other, 4096)).collect();
+        assert_eq!(small.len(), 16, "the reserve is its own");
+        assert!(stuck.is_in_the_way());
+        assert!(!other.is_in_the_way(), "it holds nothing of the pool");
+        small.into_iter().for_each(|ticket| other.release(ticket));
+        held.into_iter().for_each(|ticket| stuck.release(ticket));
+        // Its place in the queue goes with it: it waits for 8 MiB at the head.
+        drop(stuck);
+        assert!(admit(&mut other, 8 << 20).is_some());
+    }
+
+    #[test]
+    fn a_request_longer_than_the_pool_is_admitted_alone() {
+        let shared = SharedBytes::new(8 << 20);
+        let (mut first, mut second) = (Account::new(shared.clone()), Account::new(shared));
+        let long = admit(&mut first, PAYLOAD_LEN_MAX).expect("nobody else is there");
+        assert!(admit(&mut second, PAYLOAD_LEN_MAX).is_none());
+        first.release(long);
+        assert!(admit(&mut second, PAYLOAD_LEN_MAX).is_some());
     }
 
     #[test]

@@ -31,8 +31,19 @@ pub struct NamedExport<E> {
     pub name: String,
     /// The export, shared by all connections.
     pub export: Arc<E>,
+    /// What its connections have under way.
+    pub bytes: SharedBytes,
     /// Told of every request that the export fails.
     pub on_failure: OnFailure,
+}
+
+/// How long a connection may keep the server waiting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Deadlines {
+    /// From accept to transmission.
+    pub handshake: Duration,
+    /// While others wait for bytes that it holds ([`super::admission`]).
+    pub stall: Duration,
 }
 
 /// How a connection ended, as far as it matters to whoever runs the server.
@@ -42,6 +53,8 @@ pub enum Ending {
     Over,
     /// The handshake was not finished by the deadline.
     Slow,
+    /// The client held what others waited for, and neither sent nor took anything.
+    Stalled,
     /// The client's handshake was broken off: not the protocol, or more than is taken.
     Malformed,
 }
@@ -55,12 +68,11 @@ pub enum Ending {
 pub async fn serve<E: Export, T: Transport>(
     mut transport: T,
     exports: Arc<[NamedExport<E>]>,
-    handshake_deadline: Duration,
+    deadlines: Deadlines,
     mut leave: oneshot::Receiver<()>,
-    shared: SharedBytes,
     mut stop: StopSignal,
 ) -> Ending {
-    let deadline = Instant::now() + handshake_deadline;
+    let deadline = Instant::now() + deadlines.handshake;
     let mut input = Input::new();
     let negotiated = {
         let mut cut = stop.clone();
@@ -83,11 +95,12 @@ pub async fn serve<E: Export, T: Transport>(
                 return Ending::Over;
             }
             drop(leave);
-            let NamedExport { export, on_failure, name: _ } = &exports[mode.export];
-            let (export, on_failure) = (Arc::clone(export), Arc::clone(on_failure));
-            let session = Session::new(transport, input, export, mode, shared, stop.clone(), on_failure);
-            if let (End::Finished, Some(transport)) = session.run().await {
-                linger(transport, stop).await;
+            let named = &exports[mode.export];
+            let session = Session::new(transport, input, named, mode, deadlines.stall, stop.clone());
+            match session.run().await {
+                (End::Finished, Some(transport)) => linger(transport, stop).await,
+                (End::Stalled, _) => return Ending::Stalled,
+                _ => {}
             }
             Ending::Over
         }

@@ -23,7 +23,8 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Sleep, sleep};
 
 use super::Mode;
-use super::admission::{Account, SharedBytes, Ticket};
+use super::admission::{Account, Ticket};
+use super::connection::NamedExport;
 use super::errno::{Refusal, errno};
 use super::input::Input;
 use super::reply::{Asked, Outcome, Reply, ReplyQueue};
@@ -54,6 +55,8 @@ pub(super) enum End {
     Finished,
     /// The client is gone, or the server cut the connection.
     Lost,
+    /// The server cut the connection because the client was in the way of others.
+    Stalled,
 }
 
 /// A connection in transmission.
@@ -72,6 +75,7 @@ pub(super) struct Session<E, T> {
     replies: ReplyQueue<Ticket>,
     phase: PhaseWatch,
     drain: Drain,
+    patience: Patience,
     lost: bool,
     on_failure: OnFailure,
 }
@@ -120,6 +124,15 @@ enum Drain {
     Refusing(Pin<Box<Sleep>>),
 }
 
+/// How long a client that holds shared bytes may do nothing.
+struct Patience {
+    deadline: Duration,
+    /// When it is looked again; a timer for every request would cost more.
+    end: Option<Pin<Box<Sleep>>>,
+    /// Whether it has sent or taken anything since.
+    moved: bool,
+}
+
 /// Why parsing stopped.
 #[derive(PartialEq, Eq)]
 enum Parsed {
@@ -135,27 +148,28 @@ impl<E: Export, T: Transport> Session<E, T> {
     pub(super) fn new(
         transport: T,
         input: Input,
-        export: Arc<E>,
+        named: &NamedExport<E>,
         mode: Mode,
-        shared: SharedBytes,
+        stall_deadline: Duration,
         stop: StopSignal,
-        on_failure: OnFailure,
     ) -> Self {
+        let NamedExport { export, bytes, on_failure, name: _ } = named;
         Self {
             transport,
             input,
             info: export.info(),
-            export,
+            export: Arc::clone(export),
             mode,
-            account: Account::new(shared),
+            account: Account::new(bytes.clone()),
             reading: Reading::Header,
             queries: FuturesUnordered::new(),
             changes: FuturesUnordered::new(),
             replies: ReplyQueue::new(),
             phase: stop.watch(),
             drain: Drain::No,
+            patience: Patience { deadline: stall_deadline, end: None, moved: false },
             lost: false,
-            on_failure,
+            on_failure: Arc::clone(on_failure),
         }
     }
 
@@ -179,9 +193,13 @@ impl<E: Export, T: Transport> Session<E, T> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             self.poll_stop(cx);
-            let mut progress = self.poll_input(cx);
-            progress |= self.poll_running(cx);
-            progress |= self.poll_output(cx);
+            let received = self.poll_input(cx);
+            let finished = self.poll_running(cx);
+            let sent = self.poll_output(cx);
+            let progress = received || finished || sent;
+            if self.is_stalled(cx, received || sent) {
+                return Poll::Ready(End::Stalled);
+            }
             if self.lost {
                 return Poll::Ready(End::Lost);
             }
@@ -192,6 +210,26 @@ impl<E: Export, T: Transport> Session<E, T> {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Whether the client has been in the way of others for too long: it holds bytes that they wait for, and there
+    /// is nothing to do for it but to wait for itself.
+    fn is_stalled(&mut self, cx: &mut Context<'_>, moved: bool) -> bool {
+        let owes = !self.replies.is_empty() || matches!(self.reading, Reading::Payload { .. });
+        if !owes || !self.account.is_sharing() {
+            self.patience.end = None;
+            return false;
+        }
+        let Patience { deadline, end, moved: moved_since } = &mut self.patience;
+        *moved_since |= moved;
+        let end = end.get_or_insert_with(|| Box::pin(sleep(*deadline)));
+        while end.as_mut().poll(cx).is_ready() {
+            if !std::mem::take(moved_since) && self.account.is_in_the_way() {
+                return true;
+            }
+            end.set(sleep(*deadline));
+        }
+        false
     }
 
     /// Follows the server's stopping.

@@ -11,8 +11,7 @@ use super::listener::{Kind, Listener, Stdio};
 use super::notice::{Notices, Occasion};
 use super::places::{Place, Places};
 use crate::export::Export;
-use crate::nbd::admission::SharedBytes;
-use crate::nbd::connection::{self, Ending, NamedExport};
+use crate::nbd::connection::{self, Deadlines, Ending, NamedExport};
 use crate::nbd::stop::{Phase, StopSignal};
 use crate::nbd::transport::Transport;
 
@@ -22,8 +21,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What all connections of a server share.
 pub(super) struct Shared<E> {
     pub(super) exports: Arc<[NamedExport<E>]>,
-    pub(super) handshake_deadline: Duration,
-    pub(super) bytes: SharedBytes,
+    pub(super) deadlines: Deadlines,
     /// One for each connection.
     pub(super) places: Arc<Places>,
     pub(super) notices: Arc<Notices>,
@@ -36,8 +34,7 @@ impl<E> Clone for Shared<E> {
     fn clone(&self) -> Self {
         Self {
             exports: Arc::clone(&self.exports),
-            handshake_deadline: self.handshake_deadline,
-            bytes: self.bytes.clone(),
+            deadlines: self.deadlines,
             places: Arc::clone(&self.places),
             notices: Arc::clone(&self.notices),
             stop: self.stop.clone(),
@@ -56,10 +53,11 @@ impl<E: Export> Shared<E> {
         if made_room {
             self.notices.note(Occasion::MadeRoom(self.places.max()));
         }
-        let Self { exports, handshake_deadline, bytes, places: _, notices, stop, alive } = self.clone();
+        let Self { exports, deadlines, places: _, notices, stop, alive } = self.clone();
         tokio::spawn(async move {
-            match connection::serve(transport, exports, handshake_deadline, leave, bytes, stop).await {
-                Ending::Slow => notices.note(Occasion::Slow(handshake_deadline)),
+            match connection::serve(transport, exports, deadlines, leave, stop).await {
+                Ending::Slow => notices.note(Occasion::Slow(deadlines.handshake)),
+                Ending::Stalled => notices.note(Occasion::Stalled(deadlines.stall)),
                 Ending::Malformed => notices.note(Occasion::Malformed),
                 Ending::Over => {}
             }

@@ -32,6 +32,8 @@ pub enum Occasion {
     MadeRoom(usize),
     /// A handshake was not finished in this time.
     Slow(Duration),
+    /// A client had requests under way that left no memory for others, and did nothing for this time.
+    Stalled(Duration),
     /// A handshake was broken off: what came is not the protocol, or more or longer options than are taken.
     Malformed,
     /// No connection could be accepted, for this reason of the operating system (an errno).
@@ -42,7 +44,7 @@ pub enum Occasion {
 
 impl Occasion {
     /// Number of kinds.
-    const KINDS: usize = 7;
+    const KINDS: usize = 8;
 
     fn kind(&self) -> usize {
         match self {
@@ -53,6 +55,7 @@ impl Occasion {
             Self::CannotAccept(_) => 4,
             Self::Failed(Errno::ENOSPC, _) => 5,
             Self::Failed(..) => 6,
+            Self::Stalled(_) => 7,
         }
     }
 }
@@ -72,6 +75,7 @@ impl Notice {
                 "look for the cause in the backend's own log (dmesg for a disk); a volume that stopped takes changes \
                  again after a restart; then sealbd check BACKEND",
             ),
+            Occasion::Stalled(_) => Some("--memory with more than now, if such clients are to be kept"),
             Occasion::Full(_) | Occasion::MadeRoom(_) | Occasion::Slow(_) | Occasion::Malformed => None,
         }
     }
@@ -95,6 +99,11 @@ impl fmt::Display for Notice {
             Occasion::Slow(deadline) => {
                 write!(f, "handshakes ended that were not finished within {deadline:?}: {count}")
             }
+            Occasion::Stalled(deadline) => write!(
+                f,
+                "connections cut: {count}; others waited for memory that their requests held, and nothing moved for \
+                 {deadline:?}"
+            ),
             Occasion::Malformed => write!(
                 f,
                 "handshakes broken off: {count}; what came is not the protocol, or more or longer options than are taken"

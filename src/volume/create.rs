@@ -95,6 +95,13 @@ impl Geometry {
         Self::with_segments(export_bytes, segment_bytes, spare)
     }
 
+    /// The geometry of a volume that is there.
+    #[must_use]
+    pub fn of(header: &Header) -> Self {
+        let Header { export_bytes, segment_bytes, slots, .. } = *header;
+        Self { export_bytes, segment_bytes, slots }
+    }
+
     /// The geometry of a volume that is made another size: its segments stay as they are, and so does its
     /// over-provisioning where `spare` names none. It may have fewer slots than there are; those stay.
     ///

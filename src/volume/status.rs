@@ -31,6 +31,10 @@ pub struct VolumeStatus {
     pub moved_bytes_written: u64,
     /// Bytes written to the store for each byte that clients wrote since open; absent before they did.
     pub write_amplification: Option<f64>,
+    /// Bytes of index pages in memory.
+    pub page_bytes: u64,
+    /// The most of them that are kept.
+    pub page_bytes_max: u64,
     /// Sectors that did not authenticate since open.
     pub authentication_failures: u64,
     /// Messages sealed under the active key, counted up front.
@@ -95,6 +99,7 @@ impl Volume {
         }
         space.reclaim_debt_bytes = core.reclaim_debt(space.free_slots);
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let (page_bytes, page_bytes_max) = core.pages.bytes();
         let index_bytes_written = count(&core.counters.index_bytes);
         let moved_bytes_written = count(&core.counters.moved_bytes);
         let store_bytes_written = count(&core.counters.log_bytes) + index_bytes_written + moved_bytes_written;
@@ -112,6 +117,8 @@ impl Volume {
             moved_bytes_written,
             write_amplification: (bytes_written > 0)
                 .then(|| store_bytes_written as f64 / bytes_written as f64),
+            page_bytes,
+            page_bytes_max,
             authentication_failures: count(&core.counters.authentication_failures),
             sealed_messages: count(&core.counters.sealed_messages),
             anchor: self.anchor_status(),

@@ -12,8 +12,8 @@ use super::io::{CACHE_SHARDS, SegmentReader, UidHash};
 use crate::format::page::{FANOUT, Inner, Leaf, Loc, TOP_LEVEL, open_sealed_page};
 use crate::geometry::{Lba, SectorRange};
 
-/// Memory for decoded pages: the budget of 64 MiB less deltas and buffers.
-const CACHE_BYTES_MAX: u64 = 24 << 20;
+/// Memory for decoded pages until [`Pages::limit`] says otherwise.
+const CACHE_BYTES: u64 = 24 << 20;
 /// A page in memory, about; sizes the cache's table.
 const PAGE_BYTES_TYPICAL: usize = 4096;
 
@@ -79,15 +79,25 @@ pub(super) struct Pages {
 
 impl Pages {
     pub(super) fn new() -> Self {
-        let items = usize::try_from(CACHE_BYTES_MAX).unwrap_or(usize::MAX) / PAGE_BYTES_TYPICAL;
+        let items = usize::try_from(CACHE_BYTES).unwrap_or(usize::MAX) / PAGE_BYTES_TYPICAL;
         let options = OptionsBuilder::new()
             .estimated_items_capacity(items)
-            .weight_capacity(CACHE_BYTES_MAX)
+            .weight_capacity(CACHE_BYTES)
             .shards(CACHE_SHARDS)
             .build()
             .expect("both capacities are given");
         let cache = Cache::with_options(options, PageWeight, UidHash::default(), DefaultLifecycle::default());
         Self { cache }
+    }
+
+    /// Keeps at most so many bytes of pages, from now on. Pages may go at any time.
+    pub(super) fn limit(&self, bytes: u64) {
+        self.cache.set_capacity(bytes);
+    }
+
+    /// Bytes of pages kept now, and at most.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        (self.cache.weight(), self.cache.capacity())
     }
 
     /// The page `number` of `level` at `loc`.

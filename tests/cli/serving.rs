@@ -243,3 +243,37 @@ fn tcp_is_served_on_the_loopback_address() {
     assert!(server.log().contains(&format!("and nbd://127.0.0.1:{port}/vol")), "{}", server.log());
     assert_eq!(server.stop(Signal::TERM), 0, "{}", server.log());
 }
+
+#[test]
+fn a_server_stays_within_the_memory_it_is_given_and_tells_of_it() {
+    let desk = Desk::with_volume();
+    let serve = ["serve", "vol", "--slot", "keyfile:key", "-U", "socket", "--memory", "20M"];
+    let needed = "this volume cannot be served in less than";
+    assert_eq!(desk.fails_in_both_forms(1, needed, &serve), "usage");
+    assert!(desk.fails(1, needed, &serve).starts_with("--memory "), "with a way out");
+
+    let mut server = Server::start(&desk, &["vol", "--slot", "keyfile:key", "--memory", "60M"]);
+    let mut client = server.connect("vol");
+    let len = usize::try_from(client.size()).expect("small");
+    for round in 0..3 {
+        (0..len).step_by(1 << 20).for_each(|at| {
+            client.write(at as u64, &vec![round; 1 << 20], 0).expect("written");
+            assert_eq!(client.read(at as u64, 1 << 20).expect("read"), vec![round; 1 << 20]);
+        });
+    }
+    let status = desk.json(&["status", "vol"]);
+    let memory = &status["serving"]["memory"];
+    assert_eq!(memory["budget_bytes"], 60 << 20);
+    let (now, peak) = (memory["resident_bytes"].as_u64().unwrap(), memory["peak_bytes"].as_u64().unwrap());
+    assert!(now <= peak && peak <= 60 << 20, "{memory}");
+    let pages = status["volume"]["page_bytes_max"].as_u64().unwrap();
+    assert!((4 << 20..16 << 20).contains(&pages), "{pages}");
+    assert!(desk.ok(&["status", "vol"]).contains(" of 60.00 MiB"));
+    assert_eq!(server.stop(Signal::TERM), 0, "{}", server.log());
+    // As the configuration has it.
+    std::fs::write(desk.path("memory.toml"), "[daemon]\nmemory = '70M'\n").unwrap();
+    let mut server = Server::start(&desk, &["vol", "--slot", "keyfile:key", "--config", "memory.toml"]);
+    let budget = desk.json(&["status", "vol"])["serving"]["memory"]["budget_bytes"].as_u64();
+    assert_eq!(budget, Some(70 << 20));
+    assert_eq!(server.stop(Signal::TERM), 0, "{}", server.log());
+}

@@ -468,9 +468,10 @@ fn a_write_answered_on_one_connection_is_seen_and_flushed_on_another() {
 }
 
 #[test]
-fn a_client_that_never_reads_its_replies_is_stopped_and_does_not_starve_others() {
+fn a_client_that_never_reads_its_replies_is_stopped_and_cut_off_when_others_need_what_it_holds() {
     let export = std::sync::Arc::new(sealbd::export::memory::MemoryExport::new(40 << 20));
-    let limits = sealbd::server::Limits { shared_bytes_max: 0, ..Default::default() };
+    let stall_deadline = std::time::Duration::from_millis(500);
+    let limits = sealbd::server::Limits { request_bytes_max: 40 << 20, stall_deadline, ..Default::default() };
     let server = crate::TestServer::start(vec![("big", export)], limits);
     let mut greedy = server.session("big", Style::Simple);
     greedy.stream.set_write_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
@@ -483,9 +484,46 @@ fn a_client_that_never_reads_its_replies_is_stopped_and_does_not_starve_others()
         sent += 1000;
         assert!(sent < 1_000_000, "the server takes in requests without end");
     }
+    // Nobody waits for what it holds: it may take its time.
     let mut other = server.session("big", Style::Simple);
+    let small = pattern(4096, 2);
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < 3 * stall_deadline {
+        assert_eq!(other.write(0, &small), Errno::OK);
+        assert!(other.read(0, 4096).unwrap() == small);
+    }
+    greedy.stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    let mut reply = [0; 16];
+    std::io::Read::read_exact(&mut greedy.stream, &mut reply).expect("still connected");
     assert_eq!(other.write(0, &pattern(32 << 20, 1)), Errno::OK);
     assert!(other.read(0, 32 << 20).unwrap() == pattern(32 << 20, 1));
+    // The rest of what was in the socket, and then the end, long before 1000 replies of 32 MiB.
+    let mut left = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut greedy.stream, &mut left);
+    assert!(left.len() < 33 << 20, "{} bytes", left.len());
+}
+
+#[test]
+fn a_client_that_stops_in_the_middle_of_a_payload_is_cut_off_when_others_need_what_it_holds() {
+    let export = std::sync::Arc::new(sealbd::export::memory::MemoryExport::new(40 << 20));
+    let stall_deadline = std::time::Duration::from_millis(300);
+    let limits = sealbd::server::Limits { request_bytes_max: 8 << 20, stall_deadline, ..Default::default() };
+    let server = crate::TestServer::start(vec![("big", export)], limits);
+    let mut stuck = server.session("big", Style::Simple);
+    let mut begun = Vec::new();
+    Request { flags: NONE, command: Command::WRITE, cookie: 0, offset: 0, len: 8 << 20 }
+        .encode(HeaderStyle::Compact, &mut begun);
+    begun.extend_from_slice(&pattern(1 << 20, 3));
+    std::io::Write::write_all(&mut stuck.stream, &begun).expect("taken in");
+    let mut other = server.session("big", Style::Simple);
+    let large = pattern(1 << 20, 1);
+    assert_eq!(other.write(1 << 20, &large), Errno::OK);
+    assert!(other.read(1 << 20, 1 << 20).unwrap() == large);
+    let mut end = Vec::new();
+    stuck.stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    assert!(matches!(std::io::Read::read_to_end(&mut stuck.stream, &mut end), Ok(0) | Err(_)));
+    // Nothing of it was written.
+    assert!(other.read(0, 1 << 20).unwrap().iter().all(|byte| *byte == 0));
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn an_unknown_key_is_told_with_its_line_and_what_it_may_have_meant() {
         ),
         (
             "[daemon]\nmetrics = '127.0.0.1:9'\n".into(),
-            "f:2: unknown key metrics in [daemon]; known are control_directory",
+            "f:2: unknown key metrics in [daemon]; known are control_directory, memory",
         ),
         ("colour = 1\n".into(), "f:1: unknown key colour; known are daemon, audit, provider, volume"),
         (

@@ -97,7 +97,7 @@ impl Desk {
         gate.volume().unwrap().checkpoint().await.unwrap();
         let volume = gate.volume().unwrap().header().volume;
         let dir = tempfile::tempdir().unwrap();
-        let socket = ControlSocket::listen(dir.path(), volume, "vol", gate.clone()).unwrap();
+        let socket = ControlSocket::listen(dir.path(), volume, "vol", gate.clone(), 64 << 20).unwrap();
         Self { dir, store, gate, volume, _socket: socket }
     }
 
