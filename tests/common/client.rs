@@ -161,6 +161,15 @@ impl Client {
         Ok(Reply { error: be32(&head[4..]), cookie: be64(&head[8..]) })
     }
 
+    /// Receives the next reply, with the data of a good read: only reads of `buf`'s length may be in flight.
+    pub(crate) fn receive_data(&mut self, buf: &mut [u8]) -> Result<Reply, Failure> {
+        let reply = self.receive()?;
+        if reply.error == 0 {
+            self.input.read_exact(buf)?;
+        }
+        Ok(reply)
+    }
+
     fn call(
         &mut self,
         command: Command,
