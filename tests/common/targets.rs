@@ -22,14 +22,20 @@ pub enum Target {
     Moved,
 }
 
-/// The segments that lie in slots now, from the writes seen so far.
-#[derive(Default)]
+/// The segments that lie in slots now, from the changes seen so far.
 pub struct Targets {
+    segment_bytes: u64,
+    /// By number of the slot.
     kinds: BTreeMap<u64, Target>,
 }
 
 impl Targets {
-    /// What a write of `bytes` at `offset` belongs to; writes are told in the order in which they took effect.
+    /// Of a new volume with segments of that size.
+    pub fn new(segment_bytes: u64) -> Self {
+        Self { segment_bytes, kinds: BTreeMap::new() }
+    }
+
+    /// What a write of `bytes` at `offset` belongs to; changes are told in the order in which they take effect.
     ///
     /// # Panics
     /// When it is no part of a volume.
@@ -41,6 +47,7 @@ impl Targets {
         if (RING_OFFSET..DATA_START).contains(&offset) {
             return Target::Ring;
         }
+        let slot = (offset - DATA_START) / self.segment_bytes;
         if bytes.starts_with(b"SEALSEG1") {
             let kind = match bytes[10] {
                 1 => Target::Log,
@@ -48,8 +55,20 @@ impl Targets {
                 3 => Target::Moved,
                 other => panic!("a segment of kind {other} at {offset}"),
             };
-            self.kinds.insert(offset, kind);
+            self.kinds.insert(slot, kind);
         }
-        *self.kinds.range(..=offset).next_back().expect("a segment starts with its header").1
+        // Only chunks of the log are written several at a time, so that a later one may come before the segment's header.
+        let is_chunk = bytes.starts_with(b"CHNK");
+        self.kinds.get(&slot).copied().unwrap_or_else(|| {
+            assert!(is_chunk, "a write at {offset} before the segment's header");
+            Target::Log
+        })
+    }
+
+    /// A slot is dropped before it is used again.
+    pub fn dropped(&mut self, offset: u64) {
+        if let Some(behind) = offset.checked_sub(DATA_START) {
+            self.kinds.remove(&(behind / self.segment_bytes));
+        }
     }
 }

@@ -18,6 +18,7 @@ use super::*;
 /// What clients change; the volume is grown to [`LARGE`] and back.
 const EXPORT: u64 = 4 << 20;
 const LARGE: u64 = 6 << 20;
+const SEGMENT: u64 = 2 << 20;
 const WRITERS: u64 = 6;
 /// Requests of a writer in a run.
 const REQUESTS: u64 = 60;
@@ -67,7 +68,7 @@ impl Watched {
     fn new(inner: Arc<MemoryStore>) -> Arc<Self> {
         Arc::new(Self {
             inner,
-            targets: Mutex::default(),
+            targets: Mutex::new(Targets::new(SEGMENT)),
             seen: Mutex::default(),
             volume: Mutex::default(),
             in_flight: AtomicUsize::new(0),
@@ -137,6 +138,7 @@ impl SlotStore for Watched {
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             self.note(None, false);
+            self.targets.lock().unwrap().dropped(offset);
             self.inner.discard(offset, len).await
         })
     }
