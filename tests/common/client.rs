@@ -151,7 +151,7 @@ impl Client {
         Ok(cookie)
     }
 
-    /// Receives the next reply that carries no data.
+    /// Receives the next reply; the data of a good read is still to come ([`receive_data`](Self::receive_data)).
     pub(crate) fn receive(&mut self) -> Result<Reply, Failure> {
         let mut head = [0; 16];
         self.input.read_exact(&mut head)?;
@@ -161,13 +161,9 @@ impl Client {
         Ok(Reply { error: be32(&head[4..]), cookie: be64(&head[8..]) })
     }
 
-    /// Receives the next reply, with the data of a good read: only reads of `buf`'s length may be in flight.
-    pub(crate) fn receive_data(&mut self, buf: &mut [u8]) -> Result<Reply, Failure> {
-        let reply = self.receive()?;
-        if reply.error == 0 {
-            self.input.read_exact(buf)?;
-        }
-        Ok(reply)
+    /// Receives the data behind a good reply to a read.
+    pub(crate) fn receive_data(&mut self, buf: &mut [u8]) -> Result<(), Failure> {
+        Ok(self.input.read_exact(buf)?)
     }
 
     fn call(
