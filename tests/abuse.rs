@@ -14,6 +14,8 @@ mod crowd;
 mod handshakes;
 #[path = "abuse/payloads.rs"]
 mod payloads;
+#[path = "abuse/soak.rs"]
+mod soak;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

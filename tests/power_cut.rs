@@ -3,7 +3,11 @@
 //! image is made with a legal, perhaps torn subset of what the store had not flushed; served again, the volume must
 //! read as a prefix of the client's history which holds every answered FLUSH and FUA (docs/FORMAT.md §15, I2).
 
+#[path = "power_cut/busy.rs"]
+mod busy;
 mod common;
+#[path = "common/targets.rs"]
+mod targets;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -32,8 +32,8 @@ use crate::format::table::TablePart;
 use crate::geometry::Generation;
 use crate::store::{Persist, StoreError};
 
-/// Slots that a root reserves for the time until the next: 1 GiB of log at 8 MiB a segment, and room
-/// for the index. The checkpoint at 1 GiB of log (§10) comes before they run out.
+/// Slots that a root reserves for the time until the next: three times the log after which a checkpoint comes (§10),
+/// at 8 MiB a segment, which is room for what is written while it is made, and for the index.
 const RESERVE_TARGET: usize = 192;
 
 /// What only the running checkpoint touches.
@@ -122,9 +122,10 @@ impl Core {
     ) -> Result<(), VolumeError> {
         let mut unfinished = Unfinished { core: self, armed: true };
         // c1: freeze at a chunk boundary.
-        let (frozen, span, unrooted) = {
+        let (frozen, span, unrooted, replayed) = {
             let mut queue = self.queue();
             let unrooted = std::mem::take(&mut queue.unrooted_bytes);
+            let replayed = std::mem::take(&mut queue.replayed_bytes);
             let mut map = self.map_mut();
             let frozen = Arc::new(std::mem::take(&mut map.active));
             map.frozen = Some(frozen.clone());
@@ -133,7 +134,7 @@ impl Core {
                 // Nothing follows in this session: its last root says where the log ends.
                 span.end_offset = Some(span.start_offset);
             }
-            (frozen, span, unrooted)
+            (frozen, span, unrooted, replayed)
         };
         let tree = self.map().tree.clone();
         let mut moves = std::mem::take(&mut *self.moves());
@@ -157,7 +158,11 @@ impl Core {
                 Ok(())
             }
             Err(error) => {
-                self.queue().unrooted_bytes += unrooted;
+                {
+                    let mut queue = self.queue();
+                    queue.unrooted_bytes += unrooted;
+                    queue.replayed_bytes += replayed;
+                }
                 self.moves().put_back(moves);
                 let mut map = self.map_mut();
                 map.frozen = None;
@@ -486,7 +491,7 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// Messages that may be sealed between two roots, counted before they are: 1 GiB of sectors, 8-fold.
+/// Messages that may be sealed between two roots, counted before they are: 512 MiB of sectors, 16-fold.
 const SEALED_MARGIN: u64 = 1 << 21;
 
 fn blob_pointer(

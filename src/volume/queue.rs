@@ -159,6 +159,8 @@ pub(super) struct Queue {
     pub(super) unflushed_bytes: u64,
     /// Log bytes since the last root.
     pub(super) unrooted_bytes: u64,
+    /// Log bytes of earlier sessions that were replayed, and that no root has made superfluous yet.
+    pub(super) replayed_bytes: u64,
 }
 
 impl Queue {
@@ -176,7 +178,13 @@ impl Queue {
             health: Health::Good,
             unflushed_bytes: 0,
             unrooted_bytes: 0,
+            replayed_bytes: 0,
         }
+    }
+
+    /// Log bytes that the next session would have to replay.
+    pub(super) fn unfolded_bytes(&self) -> u64 {
+        self.unrooted_bytes + self.replayed_bytes
     }
 
     /// Number of the last chunk that took effect.

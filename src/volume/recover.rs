@@ -317,15 +317,16 @@ impl Core {
         }
         let generation = Generation(self.generation.load(std::sync::atomic::Ordering::Relaxed) + 1);
         let first = self.prepare_log_segment(generation)?.ok_or(VolumeError::NoSpace)?;
+        let mut checkpointer = self.checkpointer.lock().await;
         {
             let mut tail = self.tail();
             tail.segments.push_back(first.handle);
             tail.next = Some(first);
             let span = tail.span_of_next(self.header().active_epoch).expect("prepared above");
-            let end = self.queue().end;
-            *self.queue() = Queue::new(span, end);
+            let mut queue = self.queue();
+            *queue = Queue::new(span, queue.end);
+            queue.replayed_bytes = checkpointer.replayed.iter().map(replayed_bytes).sum();
         }
-        let mut checkpointer = self.checkpointer.lock().await;
         let many = checkpointer.replayed.len() >= SPANS_BEFORE_CHECKPOINT;
         self.claim_twice(&mut checkpointer).await?;
         drop(checkpointer);
@@ -342,6 +343,10 @@ impl Core {
     async fn flush_store(&self) -> Result<(), VolumeError> {
         Ok(self.sync_store().await?)
     }
+}
+
+fn replayed_bytes(span: &LogSpan) -> u64 {
+    span.end_offset.map_or(0, |end| end.saturating_sub(span.start_offset)).into()
 }
 
 /// A root with all that hangs on it.

@@ -151,7 +151,7 @@ impl Client {
         Ok(cookie)
     }
 
-    /// Receives the next reply that carries no data.
+    /// Receives the next reply; the data of a good read is still to come ([`receive_data`](Self::receive_data)).
     pub(crate) fn receive(&mut self) -> Result<Reply, Failure> {
         let mut head = [0; 16];
         self.input.read_exact(&mut head)?;
@@ -159,6 +159,11 @@ impl Client {
             return Err(broken("not a simple reply"));
         }
         Ok(Reply { error: be32(&head[4..]), cookie: be64(&head[8..]) })
+    }
+
+    /// Receives the data behind a good reply to a read.
+    pub(crate) fn receive_data(&mut self, buf: &mut [u8]) -> Result<(), Failure> {
+        Ok(self.input.read_exact(buf)?)
     }
 
     fn call(

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// No client program of the tests works longer than this on a slow machine.
 pub(crate) const PROGRAM_SECONDS_MAX: u64 = 180;
 
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Whether every named program is on the machine. When one is not: prints why the test is skipped,
 /// or fails it if `SEALBD_REQUIRE_CLIENTS=1`, as `tests/run` sets it.
 pub(crate) fn have(programs: &[&str]) -> bool {
@@ -98,9 +101,19 @@ pub(crate) fn call<S: AsRef<OsStr>>(name: &str, arguments: &[S]) -> String {
 ///
 /// # Panics
 /// After `deadline`, naming what was waited for.
-pub(crate) fn wait_for<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, deadline: Duration, ask: impl FnMut() -> Option<T>) -> T {
+    wait_for_within(what, deadline, PAUSE, ask)
+}
+
+/// As [`wait_for`], `pause` apart.
+pub(crate) fn wait_for_within<T>(
+    what: &str,
+    deadline: Duration,
+    pause: Duration,
+    mut ask: impl FnMut() -> Option<T>,
+) -> T {
     let mut answer = None;
-    poll(deadline, || {
+    poll_within(deadline, pause, || {
         answer = ask();
         answer.is_some()
     });
@@ -108,13 +121,17 @@ pub(crate) fn wait_for<T>(what: &str, deadline: Duration, mut ask: impl FnMut() 
 }
 
 /// Asks again and again until the answer is yes, 10 ms apart; `false` after `deadline`.
-pub(crate) fn poll(deadline: Duration, mut ask: impl FnMut() -> bool) -> bool {
+pub(crate) fn poll(deadline: Duration, ask: impl FnMut() -> bool) -> bool {
+    poll_within(deadline, PAUSE, ask)
+}
+
+fn poll_within(deadline: Duration, pause: Duration, mut ask: impl FnMut() -> bool) -> bool {
     let started = Instant::now();
     while !ask() {
         if started.elapsed() >= deadline {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(pause);
     }
     true
 }

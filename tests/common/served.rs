@@ -1,5 +1,7 @@
 //! A volume in a temporary directory and a `sealbd serve` process over it. Everything ends with the guard.
 //!
+//! `SEALBD_BINARY=PATH` takes another build of sealbd, for long runs and times that mean something.
+//!
 //! `SEALBD_TEST_PEER=qemu-nbd` puts an unencrypted qemu-nbd in the place of sealbd: a control run that
 //! tells a fault of the test, the client or the machine from a fault of ours.
 
@@ -8,12 +10,12 @@ use std::net::TcpListener;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::client::Client;
-use super::programs::{outcome, program, record_in, wait_for};
+use super::programs::{outcome, program, record_in, wait_for, wait_for_within};
 
 /// A server that is not there by then has failed. Recovery of a test volume in a debug build takes a tenth of it.
 const START_SECONDS_MAX: u64 = 60;
@@ -25,6 +27,11 @@ pub(crate) const EXPORT: &str = "vol";
 /// Whether a control run replaces sealbd by a peer.
 pub(crate) fn is_control_run() -> bool {
     std::env::var("SEALBD_TEST_PEER").is_ok_and(|peer| peer == "qemu-nbd")
+}
+
+/// The sealbd that is tested.
+pub(crate) fn sealbd() -> String {
+    std::env::var("SEALBD_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_sealbd").to_owned())
 }
 
 /// Where the server listens.
@@ -99,7 +106,7 @@ impl Served {
         }
         let size = self.size.to_string();
         let output = outcome(
-            program(env!("CARGO_BIN_EXE_sealbd"))
+            program(&sealbd())
                 .args(["format", &self.backend, "--size", &size, "--slot", &self.slot()])
                 .args(["--no-recovery", "--yes"])
                 .stdin(Stdio::null()),
@@ -107,8 +114,8 @@ impl Served {
         assert!(output.status.success(), "format failed: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Starts the server and waits until a client gets through the handshake.
-    pub(crate) fn start(&mut self) {
+    /// Starts the server and waits until a client gets through the handshake. Returns how long that took.
+    pub(crate) fn start(&mut self) -> Duration {
         assert!(self.child.is_none(), "already running");
         if self.listen == Listen::Tcp {
             // Free now; taken by somebody else in between only if the whole range is in use.
@@ -119,6 +126,7 @@ impl Served {
             let _ = std::fs::remove_file(self.socket());
         }
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).expect("log file");
+        let started = Instant::now();
         let child = self
             .serve_command()
             .stdin(Stdio::null())
@@ -127,12 +135,14 @@ impl Served {
             .spawn()
             .expect("server starts");
         self.child = Some(child);
-        wait_for("the server", Duration::from_secs(START_SECONDS_MAX), || {
+        let deadline = Duration::from_secs(START_SECONDS_MAX);
+        wait_for_within("the server", deadline, Duration::from_millis(1), || {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().expect("our child")) {
                 panic!("the server ended at once with {status}: {}", self.log_text());
             }
             self.connected()
         });
+        started.elapsed()
     }
 
     /// The command line that serves this volume, as another process would run it.
@@ -149,7 +159,7 @@ impl Served {
             };
             command.arg(&self.backend);
         } else {
-            command = Command::new(env!("CARGO_BIN_EXE_sealbd"));
+            command = Command::new(sealbd());
             command.args(["serve", &self.backend, "--slot", &self.slot(), "--name", EXPORT]);
             match self.listen {
                 Listen::Unix => command.args(["-U", &socket]),
