@@ -56,6 +56,14 @@ pub(super) enum End {
     Lost,
 }
 
+/// What a connection is for.
+pub(super) struct Used<E> {
+    pub(super) export: Arc<E>,
+    /// What the client was told of it.
+    pub(super) info: ExportInfo,
+    pub(super) on_failure: OnFailure,
+}
+
 /// A connection in transmission.
 pub(super) struct Session<E, T> {
     transport: T,
@@ -135,17 +143,17 @@ impl<E: Export, T: Transport> Session<E, T> {
     pub(super) fn new(
         transport: T,
         input: Input,
-        export: Arc<E>,
+        used: Used<E>,
         mode: Mode,
         shared: SharedBytes,
         stop: StopSignal,
-        on_failure: OnFailure,
     ) -> Self {
+        let Used { export, info, on_failure } = used;
         Self {
             transport,
             input,
-            info: export.info(),
             export,
+            info,
             mode,
             account: Account::new(shared),
             reading: Reading::Header,
