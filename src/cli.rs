@@ -7,6 +7,7 @@ mod anchoring;
 mod arguments;
 mod audit;
 mod check;
+mod compact;
 mod config;
 mod context;
 mod deferred;
@@ -33,6 +34,7 @@ mod open;
 mod outcome;
 mod output;
 mod prometheus;
+mod resize;
 mod revoke;
 mod rotate;
 mod rotate_all;
@@ -157,6 +159,8 @@ async fn run(command: Command, config: Option<&Path>, context: &Context) -> Resu
             config::check(file.as_deref().or(config), &context.output)
         }
         Command::Check(options) => Box::pin(check::run(&options, context)).await,
+        Command::Resize(options) => Box::pin(resize::run(&options, context)).await,
+        Command::Compact(options) => Box::pin(compact::run(&options, context)).await,
         Command::Key(command) => Box::pin(key(command, context)).await,
         Command::Suspend(options) => suspend::suspend(&options, context).await,
         Command::Resume(options) => Box::pin(suspend::resume(&options, context)).await,

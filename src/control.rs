@@ -5,6 +5,7 @@
 
 mod check;
 pub mod client;
+mod compact;
 pub mod gate;
 pub mod memory;
 pub mod protocol;

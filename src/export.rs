@@ -5,6 +5,7 @@
 
 pub mod memory;
 
+use std::any::Any;
 use std::future::Future;
 
 use crate::geometry::ByteRange;
@@ -76,6 +77,18 @@ pub enum ExportError {
     ShuttingDown,
 }
 
+/// A client that uses an export as it was told of it; gone when this is dropped.
+#[derive(Default)]
+#[must_use = "a client counts for as long as this is held"]
+pub struct Attached(#[expect(dead_code, reason = "held to be dropped")] Option<Box<dyn Any + Send + Sync>>);
+
+impl Attached {
+    /// A client that `guard` counts until it is dropped.
+    pub fn counted_by(guard: impl Any + Send + Sync) -> Self {
+        Self(Some(Box::new(guard)))
+    }
+}
+
 /// A disk.
 ///
 /// Ranges were checked against [`ExportInfo::size`] by the caller; zero-length ranges are allowed
@@ -90,6 +103,14 @@ pub enum ExportError {
 pub trait Export: Send + Sync + 'static {
     /// What clients are told. Must be cheap.
     fn info(&self) -> ExportInfo;
+
+    /// A client begins to use the export as `told`, which it was a moment ago; NBD cannot tell it of another size
+    /// later. `None` when the export has become smaller meanwhile: the client has to be told anew. As long as what is
+    /// returned is held, an export that can become smaller does not.
+    fn attach(&self, told: &ExportInfo) -> Option<Attached> {
+        let _ = told;
+        Some(Attached::default())
+    }
 
     /// Reads `range` into `buf`, which has the range's length. On success every byte of `buf` is
     /// set, and the returned list names the parts that are holes or zeroes (offsets relative to

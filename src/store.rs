@@ -231,6 +231,11 @@ pub trait SlotStore: Send + Sync + 'static {
         Box::pin(async { Ok(()) })
     }
 
+    /// Whether [`extend`](Self::extend) makes it longer by itself, so that its size is no bound.
+    fn extends(&self) -> bool {
+        false
+    }
+
     /// Gives a range back to the store; a hint. What it reads as afterwards is undefined.
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>>;
 }

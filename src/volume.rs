@@ -68,6 +68,7 @@ use crate::store::SlotStore;
 
 pub use error::VolumeError;
 pub use recover::OpenMode;
+pub use resize::{Resized, Sizes, WantedSize};
 pub use status::{SpaceStatus, VolumeStatus};
 pub(crate) use wipe::KeysWiped;
 
@@ -160,6 +161,15 @@ impl Core {
     /// The header that holds now.
     fn header(&self) -> Arc<Header> {
         self.header.read().expect("no panic while the header is held").clone()
+    }
+
+    /// Refuses what reaches behind the end, which may have come nearer since a client was told of it.
+    fn check_end(&self, range: ByteRange) -> Result<(), ExportError> {
+        let end = self.header.read().expect("no panic while the header is held").export_bytes;
+        if range.end() > end {
+            return Err(ExportError::Io(format!("the volume has become smaller: it ends at byte {end}")));
+        }
+        Ok(())
     }
 
     fn align(&self) -> usize {

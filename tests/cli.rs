@@ -14,6 +14,8 @@ mod audit;
 mod backends;
 #[path = "cli/checking.rs"]
 mod checking;
+#[path = "cli/compacting.rs"]
+mod compacting;
 #[path = "cli/config.rs"]
 mod config;
 #[path = "cli/desk.rs"]
@@ -44,6 +46,8 @@ mod passphrases;
 mod pinning;
 #[path = "cli/plugins.rs"]
 mod plugins;
+#[path = "cli/resizing.rs"]
+mod resizing;
 #[path = "cli/revoking.rs"]
 mod revoking;
 #[path = "cli/rotating.rs"]

@@ -146,8 +146,22 @@ fn a_volume_shrinks_only_to_behind_the_last_thing_that_is_allocated() {
         assert_eq!((volume.info().size, header.slots), (SMALL, slots), "the slots stay");
         assert_eq!(byte_at(&volume, 0).await, 1);
         // A client that still believes in the old end.
-        let late = volume.write(Payload::zeroed(range(SMALL, 4096)), Durability::Accepted).await;
-        assert!(late.unwrap_err().to_string().contains("smaller"));
+        for at in [SMALL - 4096, SMALL, LARGE - 8192] {
+            let late = range(at, 8192);
+            let mut buf = [0; 8192];
+            let refusals = [
+                volume.write(Payload::zeroed(late), Durability::Accepted).await.unwrap_err(),
+                volume.write(Payload::zeroed(range(at + 4196, 8)), Durability::Accepted).await.unwrap_err(),
+                volume.trim(late, Durability::Accepted).await.unwrap_err(),
+                volume.write_zeroes(late, ZeroMode::NoHole, Durability::Accepted).await.unwrap_err(),
+                volume.read(late, &mut buf).await.unwrap_err(),
+                volume.block_status(late, 8).await.unwrap_err(),
+                volume.cache(late).await.unwrap_err(),
+            ];
+            for refusal in refusals {
+                assert!(refusal.to_string().contains("smaller"), "{at}: {refusal}");
+            }
+        }
         volumes::check(&volume).await;
         drop(volume);
         let volume = disk.reopen().await;

@@ -1,6 +1,7 @@
 //! The words of the command line (verbs and options), and nothing of what they do.
 
 mod key_verbs;
+mod space_verbs;
 
 use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
@@ -13,6 +14,8 @@ pub(super) use key_verbs::{
     HeaderVerifyOptions, KeyAddOptions, KeyCommand, KeyKillOptions, KeyPriorityOptions, KeyRemoveOptions,
     KeyTestOptions, ResumeOptions, RevokeOptions, RotateOptions,
 };
+
+pub(super) use space_verbs::{CompactOptions, ResizeOptions};
 
 use super::outcome::Failure;
 use super::size::{parse_over_provisioning, parse_size};
@@ -90,6 +93,19 @@ pub(super) enum Command {
     /// sectors that cannot be read are listed. 9: the backend is behind its anchor. 14: writers needed the
     /// space that the check kept, so not all was verified.
     Check(CheckOptions),
+    /// Give a volume another size, served or not
+    ///
+    /// Larger: a file under it grows; a block device or a remote export must be large enough already. Smaller: only when nothing is
+    /// left behind the new end, so make its file system smaller first and blkdiscard the rest; segments stay, and are room for
+    /// data from then on. A volume that is served is resized by its server, which has the key. Its connections keep the size
+    /// that they were told, for NBD has no word for another one: new connections see it. So it becomes smaller only while nobody is connected.
+    Resize(ResizeOptions),
+    /// Move data together and give back the space between, served or not
+    ///
+    /// What was overwritten or trimmed leaves holes in segments, which are emptied when room is needed. This empties them now, those that
+    /// gain most first, until of the segments in use PERCENT is live data. It can be ended at any time with Ctrl-C: what was gained
+    /// stays, and the next one goes on. Exit 0 also when there is no more to gain.
+    Compact(CompactOptions),
     /// List the volumes of the configuration with the age of their keys (needs no key)
     List(ListOptions),
     /// Ask the key managers of the configuration
@@ -146,6 +162,8 @@ impl Command {
             | Self::Key(KeyCommand::List(BackendOption { backend }))
             | Self::Status(StatusOptions { backend: BackendOption { backend }, .. })
             | Self::Check(CheckOptions { backend: BackendOption { backend }, .. })
+            | Self::Resize(ResizeOptions { backend: BackendOption { backend }, .. })
+            | Self::Compact(CompactOptions { backend: BackendOption { backend }, .. })
             | Self::Key(
                 KeyCommand::Add(KeyAddOptions { backend: BackendOption { backend }, .. })
                 | KeyCommand::Ensure(KeyAddOptions { backend: BackendOption { backend }, .. })
@@ -195,6 +213,8 @@ impl Command {
                 ..
             })) => (from_mut(backend), None),
             Self::Check(CheckOptions { backend: BackendOption { backend }, slot, .. })
+            | Self::Resize(ResizeOptions { backend: BackendOption { backend }, slot, .. })
+            | Self::Compact(CompactOptions { backend: BackendOption { backend }, slot, .. })
             | Self::Key(
                 KeyCommand::Remove(KeyRemoveOptions { backend: BackendOption { backend }, slot, .. })
                 | KeyCommand::Kill(KeyKillOptions { backend: BackendOption { backend }, slot, .. })
@@ -243,6 +263,8 @@ impl Command {
             Self::Format(_) => Some("format"),
             Self::Serve(_) => Some("serve"),
             Self::Check(_) => Some("check"),
+            Self::Resize(_) => Some("resize"),
+            Self::Compact(_) => Some("compact"),
             Self::Status(options) => (!options.slots.is_empty()).then_some("status"),
             Self::Key(KeyCommand::Add(_)) => Some("key-add"),
             Self::Key(KeyCommand::Ensure(_)) => Some("key-ensure"),
@@ -276,7 +298,7 @@ impl Command {
 
     /// Whether a server that has the key may do it all.
     pub(super) fn may_ask_the_server(&self) -> bool {
-        matches!(self, Self::Check(_))
+        matches!(self, Self::Check(_) | Self::Resize(_) | Self::Compact(_))
     }
 
     /// What a volume that is behind its anchor leads to.
@@ -300,6 +322,7 @@ impl Command {
                 | KeyCommand::Kill(KeyKillOptions { dry_run, .. })
                 | KeyCommand::Priority(KeyPriorityOptions { dry_run, .. }),
             )
+            | Self::Resize(ResizeOptions { dry_run, .. })
             | Self::Rotate(RotateOptions { dry_run, .. })
             | Self::Revoke(RevokeOptions { dry_run, .. })
             | Self::Erase(EraseOptions { dry_run, .. }) => *dry_run,

@@ -191,9 +191,9 @@ async fn note_replaced(store: &dyn SlotStore, context: &Context) {
 }
 
 /// Names the nearest size that is possible.
-fn wrong_size(size: u64, error: &VolumeError) -> Failure {
+pub(super) fn wrong_size(size: u64, error: &VolumeError) -> Failure {
     let possible = size.clamp(EXPORT_BYTES_MIN, EXPORT_BYTES_MAX).div_ceil(SECTOR_BYTES) * SECTOR_BYTES;
-    Failure::usage(error.to_string(), format!("--size {possible}"))
+    Failure::usage(error.to_string(), format!("a size of {possible}, for example"))
 }
 
 /// Whether the start of a store is all zero.

@@ -30,12 +30,8 @@ impl Home {
     /// Finds the volume, and the process that serves it.
     pub(super) async fn find(backend: &OsStr, context: &Context) -> Result<Self, Failure> {
         let seen = open::backend(backend, Access::Inspect).await?;
-        if let Some(mut server) = serving(&seen, context).await? {
-            // One that only reads changes nothing; the volume is in use then.
-            let status = server.status().await.map_err(|error| Failure::from(error).of(&seen.uri))?;
-            if !status.read_only {
-                return Ok(Self { backend: seen, server: Some(Mutex::new(server)) });
-            }
+        if let Some((server, _)) = changing_server(&seen, context).await? {
+            return Ok(Self { backend: seen, server: Some(Mutex::new(server)) });
         }
         drop(seen);
         Ok(Self { backend: open::backend(backend, Access::ReadWrite).await?, server: None })
@@ -143,6 +139,17 @@ pub(super) async fn serving(backend: &Backend, context: &Context) -> Result<Opti
     let Ok(copies) = read_header(&*backend.store).await else { return Ok(None) };
     backend.check_uuid(copies.claimed(), context)?;
     Ok(Control::connect(&directory, copies.claimed().volume).await?)
+}
+
+/// The process that serves the volume on this host for writing, with its number. One that only reads changes
+/// nothing; the volume is in use then.
+pub(super) async fn changing_server(
+    backend: &Backend,
+    context: &Context,
+) -> Result<Option<(Control, u32)>, Failure> {
+    let Some(mut server) = serving(backend, context).await? else { return Ok(None) };
+    let status = server.status().await.map_err(|error| Failure::from(error).of(&backend.uri))?;
+    Ok((!status.read_only).then_some((server, status.pid)))
 }
 
 /// Proves that keyslot `number` of a header that is on no store yet opens it.

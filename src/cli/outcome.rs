@@ -71,6 +71,31 @@ impl Failure {
         Self::new(EXIT_REFUSED, "refused", message, hint)
     }
 
+    /// A volume cannot end at byte `end`, for there is something behind it.
+    pub(super) fn tail_in_use(message: impl Into<String>, end: u64) -> Self {
+        let hint = format!(
+            "make what is on the volume smaller (resize2fs), give back what lies behind it with blkdiscard --offset {end} DEVICE, \
+             disconnect, and start the command again"
+        );
+        Self::new(EXIT_REFUSED, "tail_in_use", message, hint)
+    }
+
+    /// The backend has fewer bytes than a volume of some size needs.
+    pub(super) fn backend_too_small(message: impl Into<String>) -> Self {
+        let hint =
+            "make the backend larger, or take a smaller size; sealbd resize BACKEND max takes what fits";
+        Self::new(EXIT_REFUSED, "backend_too_small", message, hint)
+    }
+
+    /// Stopped by a signal; what was done stays.
+    pub(super) fn interrupted(by: i32) -> Self {
+        let exit = u8::try_from(128 + by).unwrap_or(EXIT_PARTLY);
+        Self {
+            retryable: true,
+            ..Self::new(exit, "interrupted", "interrupted; what was done stays", "start the command again")
+        }
+    }
+
     /// What cannot be recorded is not done.
     pub(super) fn audit(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(EXIT_REFUSED, "audit", message, hint)
@@ -205,6 +230,11 @@ impl From<ControlError> for Failure {
             ControlError::Refused(Refusal { code: Code::Refused, .. }) => {
                 Self::refused(message, "sealbd header verify BACKEND --slot SPEC")
             }
+            ControlError::Refused(Refusal { code: Code::Clients, .. }) => Self::in_use(
+                message,
+                "disconnect them (umount, nbd-client -d, stop the virtual machine), then start the command again",
+            ),
+            ControlError::Refused(Refusal { code: Code::TooSmall, .. }) => Self::backend_too_small(message),
             ControlError::Refused(_) => Self::new(
                 EXIT_UNREACHABLE,
                 "server_failed",
@@ -264,6 +294,7 @@ impl From<VolumeError> for Failure {
             VolumeError::Unsupported(_) => {
                 Self::not_ours(message, "use the sealbd version that made the volume")
             }
+            // Who resizes says it otherwise.
             VolumeError::StoreTooSmall { .. } => {
                 Self::not_ours(message, "was the backend cut short? restore it, then sealbd check BACKEND")
             }
@@ -322,10 +353,7 @@ impl From<VolumeError> for Failure {
             VolumeError::KeyTooCostly(_) => {
                 Self::new(EXIT_MEMORY, "kdf_cost", message, "use another keyslot, or a host with more memory")
             }
-            VolumeError::InUse { .. } => Self::refused(
-                message,
-                "make the file system smaller, blkdiscard what lies behind the new end, and run it again",
-            ),
+            VolumeError::InUse { end, .. } => Self::tail_in_use(message, end),
             VolumeError::Refused(_) => {
                 Self::refused(message, "sealbd key list BACKEND shows the keyslots in use")
             }

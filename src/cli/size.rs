@@ -34,6 +34,22 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// A size that a volume is to get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NewSize {
+    Bytes(u64),
+    /// As large as its backend is.
+    Max,
+}
+
+/// Reads a size as [`parse_size`] does, or `max`.
+///
+/// # Errors
+/// As [`parse_size`].
+pub(super) fn parse_new_size(text: &str) -> Result<NewSize, String> {
+    if text == "max" { Ok(NewSize::Max) } else { parse_size(text).map(NewSize::Bytes) }
+}
+
 /// Reads `1.25`: how much room data has, in sizes of the volume.
 ///
 /// # Errors

@@ -21,6 +21,8 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::volume::check::CheckReport;
+use crate::volume::compact::{Compacted, Density};
+use crate::volume::{Resized, WantedSize};
 
 use super::protocol::{Answer, Ask, Done, Refusal, Request, State, Status, VERSION, read_line, write_line};
 
@@ -147,6 +149,44 @@ impl Control {
                     let CheckReport { problems, warnings, damaged, .. } = lists;
                     return Ok(CheckReport { problems, warnings, damaged, ..*report });
                 }
+                _ => return Err(self.nonsense()),
+            }
+            done = self.within(ANSWER_WITHIN, answer(&mut stream)).await?;
+        }
+    }
+
+    /// Lets the serving process give the volume another size.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    ///
+    /// # Cancel safety
+    /// When dropped, the resize goes on to its end.
+    pub async fn resize(&mut self, wanted: WantedSize) -> Result<Resized, ControlError> {
+        match self.ask(Ask::Resize(wanted), ANSWER_WITHIN).await? {
+            Done::Resized(resized) => Ok(resized),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// Lets the serving process compact the volume; `progress` is told how dense it is by then.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    ///
+    /// # Cancel safety
+    /// Dropping it ends the compaction; what was gained stays.
+    pub async fn compact(
+        &mut self,
+        target: u64,
+        progress: impl Fn(Density),
+    ) -> Result<Compacted, ControlError> {
+        let mut stream = self.place().await?;
+        let mut done = Box::pin(self.exchange(&mut stream, Ask::Compact { target }, ANSWER_WITHIN)).await?;
+        loop {
+            match done {
+                Done::Compacting(density) => progress(density),
+                Done::Compacted(compacted) => return Ok(compacted),
                 _ => return Err(self.nonsense()),
             }
             done = self.within(ANSWER_WITHIN, answer(&mut stream)).await?;

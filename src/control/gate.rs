@@ -9,6 +9,8 @@
 //! Suspending and its like run on a task of their own: whoever asked may go away half-way, the change
 //! comes to its end.
 
+mod doors;
+mod resizing;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -23,7 +25,7 @@ use tokio::sync::{OwnedRwLockWriteGuard, RwLock, RwLockReadGuard, watch};
 use tokio::time::timeout;
 
 use crate::cipher::{Engine, VolumeKeys};
-use crate::export::{Durability, Export, ExportError, ExportInfo, Extent, ZeroMode};
+use crate::export::{Attached, Durability, Export, ExportError, ExportInfo, Extent, ZeroMode};
 use crate::format::header::Header;
 use crate::geometry::ByteRange;
 use crate::payload::Payload;
@@ -31,6 +33,8 @@ use crate::store::SlotStore;
 use crate::volume::anchor::{Anchor, Anchoring};
 use crate::volume::unlock::read_header;
 use crate::volume::{KeysWiped, OpenMode, Volume, VolumeError};
+use doors::Doors;
+pub use resizing::ResizeError;
 
 /// How long a closed volume's background work may take to notice, before suspending is told as failed. It
 /// waits for one store operation at most.
@@ -116,7 +120,7 @@ struct Inner {
     anchor: Option<Arc<dyn Anchor>>,
     /// Bytes of index pages that it keeps in memory when it comes back.
     page_bytes: u64,
-    info: Mutex<ExportInfo>,
+    doors: Arc<Doors>,
     slot: Arc<RwLock<Slot>>,
     /// One change at a time; taken before the slot.
     control: tokio::sync::Mutex<Control>,
@@ -173,7 +177,7 @@ impl Gate {
             mode: volume.mode(),
             anchor: volume.anchor(),
             page_bytes: volume.status().page_bytes_max,
-            info: Mutex::new(volume.info()),
+            doors: Doors::new(volume.info()),
             slot: Arc::new(RwLock::new(Slot::Open(volume))),
             control: tokio::sync::Mutex::new(Control { barrier: None, wiped: None, identity }),
             seen: Mutex::new(Seen { state: GateState::Running, since: SystemTime::now() }),
@@ -373,7 +377,7 @@ impl Inner {
             return Err(ResumeError::DataRollback { found, known });
         }
         control.identity = Identity::of(&volume);
-        *self.info.lock().unwrap_or_else(PoisonError::into_inner) = volume.info();
+        self.doors.tell(volume.info());
         control.wiped = None;
         let mut slot = control.barrier.take().expect("held while suspended");
         *slot = Slot::Open(volume);
@@ -398,12 +402,13 @@ impl Inner {
             Err(error) if committed => return Err(error.into()),
             Err(_) => return Err(ResumeError::WrongKey),
         };
-        if header.export_bytes != before.export_bytes {
-            return Err(ResumeError::OtherVolume("its size"));
-        }
         let (found, known) = (header.generation, before.header_generation);
         if found < known {
             return Err(ResumeError::HeaderRollback { found, known });
+        }
+        // A newer one may finish a resize that was begun.
+        if found == known && header.export_bytes != before.export_bytes {
+            return Err(ResumeError::OtherVolume("its size"));
         }
         Ok((header, Arc::new(keys)))
     }
@@ -456,6 +461,8 @@ impl Control {
             // Closing it panicked before.
             return Ok(());
         };
+        let export_bytes = volume.header().export_bytes;
+        self.identity.export_bytes = export_bytes;
         self.identity.header_generation = volume.header_generation().await;
         self.wiped = Some(volume.keys_wiped());
         let closed = volume.close().await;
@@ -508,7 +515,11 @@ impl Drop for Parked<'_> {
 /// A request that waits may be dropped, whatever it asks; under way it is as the volume's.
 impl Export for Gate {
     fn info(&self) -> ExportInfo {
-        self.inner.info.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.inner.doors.told()
+    }
+
+    fn attach(&self, told: &ExportInfo) -> Option<Attached> {
+        self.inner.doors.enter(told).map(Attached::counted_by)
     }
 
     async fn read<'a>(&'a self, range: ByteRange, buf: &'a mut [u8]) -> Result<Vec<ByteRange>, ExportError> {

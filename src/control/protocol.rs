@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::memory::MemoryStatus;
-use crate::volume::VolumeStatus;
+use crate::volume::compact::{Compacted, Density};
+use crate::volume::{Resized, VolumeStatus, WantedSize};
 
 /// Longest line: a header of 64 KiB in base64 has 87,384 characters.
 pub const LINE_BYTES_MAX: u64 = 128 << 10;
@@ -45,6 +46,13 @@ pub enum Ask {
     Check {
         /// Every sector, too.
         deep: bool,
+    },
+    /// Another size for the volume.
+    Resize(WantedSize),
+    /// Empty segments until of what is left so much is live.
+    Compact {
+        /// In percent.
+        target: u64,
     },
     /// Park requests, wipe the keys.
     Suspend,
@@ -95,6 +103,12 @@ pub enum Done {
     },
     /// To `check`, at its end: the report, its lists empty.
     Checked(Box<CheckReport>),
+    /// To `resize`: what came of it, or would.
+    Resized(Resized),
+    /// To `compact`, about once a second: how dense the volume is.
+    Compacting(Density),
+    /// To `compact`, at its end.
+    Compacted(Compacted),
     /// To `resume`: the 32 bytes of the data key are waited for.
     SendKey,
     /// To `suspend`, the key of a `resume`, and `stop`: how things stand now.
@@ -172,8 +186,14 @@ pub enum Code {
     State,
     /// The volume is stopped for good.
     Stopped,
-    /// Somebody else changed the header first; read it again.
+    /// Somebody else changed the header first; read it again. Or another one of its kind is under way.
     Busy,
+    /// Clients are connected that cannot be told.
+    Clients,
+    /// There is something behind the end that the volume is to have.
+    InUse,
+    /// The store is too small for the volume.
+    TooSmall,
     /// Header or key do not belong to the volume, or are older than what is known.
     Refused,
     /// The store failed.

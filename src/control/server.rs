@@ -19,13 +19,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::check;
 use super::client::socket_path;
-use super::gate::{Gate, GateState, NotRunning, ResumeError, SuspendError};
+use super::gate::{Gate, GateState, NotRunning, ResizeError, ResumeError, SuspendError};
 use super::memory::MemoryStatus;
 use super::protocol::{
     Answer, Ask, Code, Done, Refusal, Request, State, Status, VERSION, read_line, write_line,
 };
+use super::{check, compact};
 use crate::export::Export;
 use crate::format::header::UnverifiedHeader;
 use crate::private_socket::{PrivateSocketError, SocketPath, listen_private};
@@ -59,6 +59,8 @@ pub(super) struct Subject {
     memory_budget: u64,
     /// One check at a time.
     pub(super) checking: Semaphore,
+    /// One compaction at a time.
+    pub(super) compacting: Semaphore,
 }
 
 impl ControlSocket {
@@ -77,13 +79,9 @@ impl ControlSocket {
         memory_budget: u64,
     ) -> Result<Self, PrivateSocketError> {
         let (listener, path) = listen_private(&socket_path(directory, volume))?;
-        let subject = Arc::new(Subject {
-            gate,
-            volume,
-            export: export.to_owned(),
-            memory_budget,
-            checking: Semaphore::new(1),
-        });
+        let (checking, compacting) = (Semaphore::new(1), Semaphore::new(1));
+        let export = export.to_owned();
+        let subject = Arc::new(Subject { gate, volume, export, memory_budget, checking, compacting });
         Ok(Self { task: tokio::spawn(accept(listener, subject)), _path: path })
     }
 }
@@ -131,6 +129,7 @@ async fn converse(stream: UnixStream, subject: &Subject) -> io::Result<()> {
                 subject.resume(dek).await
             }
             (VERSION, Ask::Check { deep }) => check::run(&mut stream, subject, deep).await?,
+            (VERSION, Ask::Compact { target }) => compact::run(&mut stream, subject, target).await?,
             (VERSION, ask) => subject.answer(ask).await,
             _ => Err(Refusal::new(Code::Malformed, format!("this is version {VERSION} of the protocol"))),
         };
@@ -169,6 +168,8 @@ impl Subject {
                 if let Err(error) = volume.replace_header(&bytes).await {
                     return Err(overtaken(&volume, &bytes).await.unwrap_or_else(|| refusal(&error)));
                 }
+                drop(volume);
+                self.gate.tell_anew();
                 header_done(&bytes)
             }
             Ask::Suspend => {
@@ -181,7 +182,13 @@ impl Subject {
                 })?;
                 Ok(Done::State(self.state()))
             }
-            Ask::Check { .. } => unreachable!("answered above"),
+            Ask::Resize(wanted) => match self.gate.resize(wanted).await {
+                Ok(resized) => Ok(Done::Resized(resized)),
+                Err(ResizeError::NotRunning(NotRunning)) => Err(self.not_running()),
+                Err(error @ ResizeError::Clients(_)) => Err(Refusal::new(Code::Clients, error.to_string())),
+                Err(ResizeError::Volume(error)) => Err(refusal(&error)),
+            },
+            Ask::Check { .. } | Ask::Compact { .. } => unreachable!("answered above"),
             // One that is suspended was answered above.
             Ask::Resume if self.state() == State::Running => Ok(Done::State(State::Running)),
             Ask::Resume => Err(Refusal::new(Code::Stopped, "the volume is stopped for good")),
@@ -260,6 +267,8 @@ pub(super) fn refusal(error: &VolumeError) -> Refusal {
         VolumeError::Refused(_) | VolumeError::Damaged { .. } | VolumeError::HeaderRollback { .. } => {
             Code::Refused
         }
+        VolumeError::InUse { .. } => Code::InUse,
+        VolumeError::StoreTooSmall { .. } => Code::TooSmall,
         _ => Code::Failed,
     };
     Refusal::new(code, error.to_string())

@@ -14,10 +14,10 @@ use super::admission::SharedBytes;
 use super::handshake::{Handshake, Offer, Step};
 use super::input::Input;
 pub use super::session::OnFailure;
-use super::session::{End, Session};
+use super::session::{End, Session, Used};
 use super::stop::{Phase, StopSignal};
 use super::transport::Transport;
-use crate::export::Export;
+use crate::export::{Attached, Export, ExportInfo};
 
 /// How long a client in the midst of its handshake is kept to be told `NBD_REP_ERR_SHUTDOWN`.
 const HANDSHAKE_DRAIN_GRACE: Duration = Duration::from_millis(500);
@@ -88,16 +88,25 @@ pub async fn serve<E: Export, T: Transport>(
         }
     };
     match negotiated {
-        Negotiated::Transmit(mode) => {
+        Negotiated::Transmit(mode, told, attached) => {
             // Told to leave at the very end: somebody waits for this place.
             leave.close();
             if leave.try_recv().is_ok() {
                 return Ending::Over;
             }
             drop(leave);
-            let named = &exports[mode.export];
-            let session = Session::new(transport, input, named, mode, deadlines.stall, stop.clone());
-            match session.run().await {
+            let NamedExport { export, bytes, on_failure, name: _ } = &exports[mode.export];
+            let used = Used {
+                export: Arc::clone(export),
+                info: told,
+                bytes: bytes.clone(),
+                on_failure: Arc::clone(on_failure),
+            };
+            let session = Session::new(transport, input, used, mode, deadlines.stall, stop.clone());
+            let ended = session.run().await;
+            // Every change has come to its end.
+            drop(attached);
+            match ended {
                 (End::Finished, Some(transport)) => linger(transport, stop).await,
                 (End::Stalled, _) => return Ending::Stalled,
                 _ => {}
@@ -117,7 +126,8 @@ pub async fn serve<E: Export, T: Transport>(
 }
 
 enum Negotiated {
-    Transmit(Mode),
+    /// How, what the client was told of the export, and its place among the clients of it.
+    Transmit(Mode, ExportInfo, Attached),
     /// Our decision; what was sent should arrive.
     Closed(Ending),
     /// The client's.
@@ -132,7 +142,10 @@ async fn negotiate<E: Export, T: Transport>(
     exports: &[NamedExport<E>],
     stop: &mut StopSignal,
 ) -> Negotiated {
-    let offers = exports.iter().map(|named| Offer::new(&named.name, named.export.info())).collect();
+    // What a client is told holds for as long as it is here, whatever becomes of the export.
+    let mut told: Vec<ExportInfo> = exports.iter().map(|named| named.export.info()).collect();
+    let offers =
+        exports.iter().zip(&told).map(|(named, info)| Offer::new(&named.name, info.clone())).collect();
     let mut handshake = Handshake::new(offers);
     let mut out = Vec::new();
     let mut stopping = false;
@@ -158,8 +171,13 @@ async fn negotiate<E: Export, T: Transport>(
                 },
             },
             Step::Transmit(mode) => {
+                let info = told.swap_remove(mode.export);
+                let Some(attached) = exports[mode.export].export.attach(&info) else {
+                    // It may come again, to be told of the size of now.
+                    return Negotiated::Closed(Ending::Over);
+                };
                 return match send_all(transport, &out).await {
-                    Ok(()) => Negotiated::Transmit(mode),
+                    Ok(()) => Negotiated::Transmit(mode, info, attached),
                     Err(_) => Negotiated::Lost,
                 };
             }

@@ -23,8 +23,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Sleep, sleep};
 
 use super::Mode;
-use super::admission::{Account, Ticket};
-use super::connection::NamedExport;
+use super::admission::{Account, SharedBytes, Ticket};
 use super::errno::{Refusal, errno};
 use super::input::Input;
 use super::reply::{Asked, Outcome, Reply, ReplyQueue};
@@ -57,6 +56,16 @@ pub(super) enum End {
     Lost,
     /// The server cut the connection because the client was in the way of others.
     Stalled,
+}
+
+/// What a connection is for.
+pub(super) struct Used<E> {
+    pub(super) export: Arc<E>,
+    /// What the client was told of it.
+    pub(super) info: ExportInfo,
+    /// What all connections of the export have under way.
+    pub(super) bytes: SharedBytes,
+    pub(super) on_failure: OnFailure,
 }
 
 /// A connection in transmission.
@@ -148,19 +157,19 @@ impl<E: Export, T: Transport> Session<E, T> {
     pub(super) fn new(
         transport: T,
         input: Input,
-        named: &NamedExport<E>,
+        used: Used<E>,
         mode: Mode,
         stall_deadline: Duration,
         stop: StopSignal,
     ) -> Self {
-        let NamedExport { export, bytes, on_failure, name: _ } = named;
+        let Used { export, info, bytes, on_failure } = used;
         Self {
             transport,
             input,
-            info: export.info(),
-            export: Arc::clone(export),
+            export,
+            info,
             mode,
-            account: Account::new(bytes.clone()),
+            account: Account::new(bytes),
             reading: Reading::Header,
             queries: FuturesUnordered::new(),
             changes: FuturesUnordered::new(),
@@ -169,7 +178,7 @@ impl<E: Export, T: Transport> Session<E, T> {
             drain: Drain::No,
             patience: Patience { deadline: stall_deadline, end: None, moved: false },
             lost: false,
-            on_failure: Arc::clone(on_failure),
+            on_failure,
         }
     }
 

@@ -250,6 +250,10 @@ impl SlotStore for FileStore {
         })
     }
 
+    fn extends(&self) -> bool {
+        self.inner.regular
+    }
+
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             self.capability().check_discard(offset, len)?;

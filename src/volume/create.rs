@@ -41,8 +41,29 @@ pub struct Geometry {
 
 /// How much more data the segments of a volume hold than its clients can write, in hundredths
 /// (docs/FORMAT.md §11). More of it makes overwriting cheaper; the reserve comes on top.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
 pub struct OverProvisioning(u32);
+
+impl TryFrom<u32> for OverProvisioning {
+    type Error = &'static str;
+
+    fn try_from(hundredths: u32) -> Result<Self, Self::Error> {
+        Self::hundredths(hundredths).ok_or("over-provisioning is from 115 to 400 hundredths")
+    }
+}
+
+impl std::fmt::Display for OverProvisioning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{:02}", self.0 / 100, self.0 % 100)
+    }
+}
+
+impl From<OverProvisioning> for u32 {
+    fn from(spare: OverProvisioning) -> Self {
+        spare.0
+    }
+}
 
 impl OverProvisioning {
     /// 1.15: below that, a full volume under random overwrites moves more than five sectors for each
@@ -60,7 +81,7 @@ impl OverProvisioning {
     }
 
     /// What the slots of a volume amount to: of all that come to as many the default, else the least.
-    fn found_in(header: &Header) -> Self {
+    pub(super) fn found_in(header: &Header) -> Self {
         let slots = |spare: Self| {
             Geometry::with_segments(header.export_bytes, header.segment_bytes, spare)
                 .map_or(u64::MAX, |geometry| geometry.slots)
@@ -156,20 +177,39 @@ impl Geometry {
         let fits = |export| {
             Self::with_spare(export, spare).is_ok_and(|geometry| geometry.store_bytes() <= store_bytes)
         };
-        let (mut good, mut bad) =
-            (EXPORT_BYTES_MIN, EXPORT_BYTES_MAX.min(store_bytes).max(EXPORT_BYTES_MIN) + (1 << 20));
-        if !fits(good) {
+        if !fits(EXPORT_BYTES_MIN) {
             return Err(too_small(()));
         }
-        while bad - good > 1 << 20 {
-            let middle = (good + (bad - good) / 2) >> 20 << 20;
-            if middle == good {
-                break;
-            }
-            *(if fits(middle) { &mut good } else { &mut bad }) = middle;
-        }
-        Self::with_spare(good, spare)
+        Self::with_spare(largest(EXPORT_BYTES_MIN, store_bytes, fits), spare)
     }
+
+    /// The largest geometry that a volume can be made on a store of `store_bytes`, as [`Geometry::resized`] has it; never
+    /// smaller than the volume is.
+    ///
+    /// # Errors
+    /// As [`Geometry::with_spare`].
+    pub fn largest(
+        header: &Header,
+        store_bytes: u64,
+        spare: Option<OverProvisioning>,
+    ) -> Result<Self, VolumeError> {
+        let resized = |export| Self::resized(header, export, spare);
+        let fits = |export| resized(export).is_ok_and(|geometry| geometry.store_bytes() <= store_bytes);
+        resized(largest(header.export_bytes, store_bytes, fits))
+    }
+}
+
+/// The most bytes from `least` on that fit, in whole MiB beyond it; `least` when nothing does.
+fn largest(least: u64, store_bytes: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let (mut good, mut bad) = (least, EXPORT_BYTES_MAX.min(store_bytes).max(least) + (1 << 20));
+    while bad - good > 1 << 20 {
+        let middle = (good + (bad - good) / 2) >> 20 << 20;
+        if middle <= good {
+            break;
+        }
+        *(if fits(middle) { &mut good } else { &mut bad }) = middle;
+    }
+    good
 }
 
 /// Sectors that a segment holds when it is filled with full chunks.

@@ -21,6 +21,7 @@ const READ_RECORDS_MAX: u64 = 256;
 impl Core {
     /// Reads `range` into `buf` and tells which parts of it are holes or zeros.
     pub(super) async fn read(&self, range: ByteRange, buf: &mut [u8]) -> Result<Vec<ByteRange>, ExportError> {
+        self.check_end(range)?;
         let mut zeros = Vec::new();
         let (newer, tree, _guard) = self.resolve(range.covering_sectors());
         for (sectors, loc) in newer {
@@ -178,6 +179,7 @@ impl Core {
         range: ByteRange,
         extents_max: usize,
     ) -> Result<Vec<Extent>, ExportError> {
+        self.check_end(range)?;
         let mut extents: Vec<Extent> = Vec::new();
         let (newer, tree, _guard) = self.resolve(range.covering_sectors());
         for (sectors, loc) in newer {

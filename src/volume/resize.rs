@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::checkpoint::Checkpointer;
-use super::create::Geometry;
+use super::create::{Geometry, OverProvisioning};
 use super::queue::{Health, Queue};
 use super::recover::{read_payload, read_ring};
 use super::tree::page_sectors;
@@ -20,7 +20,92 @@ use crate::format::root::Root;
 use crate::geometry::{ByteRange, Lba, SECTOR_BYTES, SectorRange};
 use crate::store::SlotStore;
 
+/// What size a volume is to get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WantedSize {
+    /// Bytes for clients; `None` for as many as the store holds as it is, and never fewer than now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// As the volume has it when `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_provisioning: Option<OverProvisioning>,
+    /// Only tell what would come of it.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a resize came to, or would.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Resized {
+    /// As it was.
+    pub before: Sizes,
+    /// As it is.
+    pub after: Sizes,
+    /// Generation of the header that says so; as it was, when there was nothing to change.
+    pub header_generation: u64,
+}
+
+/// How large a volume is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Sizes {
+    /// Bytes for clients.
+    pub size: u64,
+    /// Segments on the store.
+    pub segments: u64,
+    /// Bytes that the store must have for them.
+    pub store_bytes: u64,
+    /// Of the bytes that data can fill, those that there are segments for: 125 by default, more once a volume has become smaller.
+    pub over_provisioning_percent: OverProvisioning,
+}
+
+impl Sizes {
+    fn of(header: &Header) -> Self {
+        Self {
+            size: header.export_bytes,
+            segments: header.slots,
+            store_bytes: header.store_bytes(),
+            over_provisioning_percent: OverProvisioning::found_in(header),
+        }
+    }
+}
+
 impl Volume {
+    /// The geometry that the volume would have when it were resized so.
+    ///
+    /// # Errors
+    /// [`VolumeError::Refused`] for a size that no volume has, and the store's.
+    pub async fn geometry_for(&self, wanted: WantedSize) -> Result<Geometry, VolumeError> {
+        let (header, store) = (self.header(), &self.core.store);
+        if let Some(size) = wanted.size {
+            return Geometry::resized(&header, size, wanted.over_provisioning);
+        }
+        if !store.extends() && !store.capability().read_only {
+            // A device may have grown since it was opened.
+            store.extend(u64::MAX).await?;
+        }
+        Geometry::largest(&header, store.capability().size, wanted.over_provisioning)
+    }
+
+    /// Resizes the volume unless it has that size; with `dry_run` it is only looked whether that could be done.
+    ///
+    /// # Errors
+    /// As [`Volume::resize`].
+    ///
+    /// # Cancel safety
+    /// As [`Volume::resize`].
+    pub async fn become_size(&self, to: Geometry, dry_run: bool) -> Result<Resized, VolumeError> {
+        let (now, newest) = (self.header(), self.newest_header().await?);
+        let is_so = |header: &Header| header.export_bytes == to.export_bytes && header.slots >= to.slots;
+        let then = match dry_run {
+            _ if is_so(&now) && is_so(&newest) => Arc::clone(&now),
+            true => Arc::new(self.core.resizable(newest, to).await?),
+            false => self.resize(to).await?,
+        };
+        let (before, after) = (Sizes::of(&now), Sizes::of(&then));
+        Ok(Resized { before, after, header_generation: then.generation })
+    }
+
     /// Gives the volume another size: `to.export_bytes` for clients, and `to.slots` slots on the store or as
     /// many as there are, whichever is more. The store is extended where it can be. When this returns, both copies of the header and a root say so.
     ///
@@ -103,6 +188,28 @@ impl Volume {
 }
 
 impl Core {
+    /// The header that a resize would put in the place of `now`.
+    async fn resizable(&self, now: Header, to: Geometry) -> Result<Header, VolumeError> {
+        let (new, _) = self.resized(now, to)?;
+        let (found, needed) = (self.store.capability().size, new.store_bytes());
+        if found < needed && !self.store.extends() {
+            return Err(VolumeError::StoreTooSmall { found, needed });
+        }
+        if new.export_bytes < self.header().export_bytes {
+            self.end_at(new.export_bytes).await?;
+        }
+        Ok(new)
+    }
+
+    /// Keeps changes away from what lies behind `end`, where there is nothing.
+    async fn end_at(&self, end: u64) -> Result<Fence<'_>, VolumeError> {
+        let fence = Fence::put_up(self, Lba(end / SECTOR_BYTES))?;
+        match self.first_used(end).await? {
+            Some(first) => Err(VolumeError::InUse { end, first }),
+            None => Ok(fence),
+        }
+    }
+
     /// The next generation of the header `now`, for another size, and its bytes.
     fn resized(&self, now: Header, to: Geometry) -> Result<(Header, Vec<u8>), VolumeError> {
         let Geometry { export_bytes, segment_bytes, slots } = to;
@@ -128,10 +235,7 @@ impl Core {
         bytes: Option<Vec<u8>>,
     ) -> Result<(), VolumeError> {
         let end = new.export_bytes;
-        let mut fence = Fence::put_up(self, Lba(end / SECTOR_BYTES))?;
-        if let Some(first) = self.first_used(end).await? {
-            return Err(VolumeError::InUse { end, first });
-        }
+        let mut fence = self.end_at(end).await?;
         // What was there once leaves the tree while it is still counted in, and no later replay sees it.
         self.checkpoint_locked(checkpointer).await?;
         if self.map().tree.tops[top_count(end)..].iter().any(|top| *top != Loc::HOLE) {

@@ -152,7 +152,8 @@ impl Pages {
     }
 
     /// The longest run known at once from sector `at` on: what the tree says of it, not longer than
-    /// `count`. Costs at most three pages, whatever the length of the run.
+    /// `count`. Costs at most three pages, whatever the length of the run. Behind the end there is a hole: whoever
+    /// reads there began before the volume became smaller.
     pub(super) async fn run_at(
         &self,
         segments: &SegmentReader,
@@ -171,10 +172,9 @@ impl Pages {
             usize::try_from(below % FANOUT as u64).expect("below 512")
         };
         let top = usize::try_from(number(TOP_LEVEL)).expect("at most 8192");
-        let mut loc = *tree
-            .tops
-            .get(top)
-            .ok_or_else(|| VolumeError::Inconsistent(format!("sector {at} lies behind the index")))?;
+        let Some(mut loc) = tree.tops.get(top).copied() else {
+            return Ok(Run { sectors: window, loc: Loc::HOLE });
+        };
         for level in (1..=TOP_LEVEL).rev() {
             if loc.handle().is_none() {
                 return Ok(whole(level, loc));

@@ -2,8 +2,9 @@
 
 mod cycles;
 mod refusals;
+mod resizing;
 mod stopping;
-mod store;
+pub(in crate::control) mod store;
 
 use std::sync::Weak;
 

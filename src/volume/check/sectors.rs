@@ -133,7 +133,7 @@ impl Core {
         let sectors = run.sectors;
         let len = usize::try_from(sectors.count * SECTOR_BYTES).expect("1 MiB");
         let mut bytes = vec![0; len];
-        match self.read_records(run, self.bytes_of(sectors), &mut bytes).await {
+        match self.read_records(run, Self::bytes_of(sectors), &mut bytes).await {
             Ok(()) => return Ok((sectors, bytes, Vec::new())),
             Err(error) if is_local(&error) => {}
             Err(error) => return Err(error),
@@ -154,9 +154,10 @@ impl Core {
         Ok((sectors, bytes, damaged))
     }
 
-    fn bytes_of(&self, sectors: SectorRange) -> ByteRange {
+    fn bytes_of(sectors: SectorRange) -> ByteRange {
         let (offset, len) = (sectors.start.byte_offset(), sectors.count * SECTOR_BYTES);
-        ByteRange::within(offset, len, self.header().export_bytes).expect("runs lie inside the export")
+        // Not held against the size of now: the volume may have become smaller since this began.
+        ByteRange::within(offset, len, u64::MAX).expect("bytes of an export")
     }
 }
 

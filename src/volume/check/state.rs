@@ -63,7 +63,8 @@ impl Core {
         report.log.chunks = (completed + 1).saturating_sub(begin);
         self.check_root_before(report, before.as_ref()).await?;
         let Some(table) = self.check_table(report, &root, &still).await? else { return Ok(()) };
-        let walked = Walk::new(self, report, &table, &still).tree(&root.tops, progress).await?;
+        let walked =
+            Walk::new(self, report, &table, &still, root.export_bytes).tree(&root.tops, progress).await?;
         if let Some(live) = walked {
             compare(report, &table, &live);
         }

@@ -9,7 +9,7 @@ use super::state::Expected;
 use super::{Still, Stop, is_local};
 use crate::format::page::{FANOUT, Inner, Leaf, Loc, TOP_LEVEL, open_sealed_page};
 use crate::format::segment::SegmentKind;
-use crate::geometry::{Lba, SECTOR_BYTES, SectorRange};
+use crate::geometry::{SECTOR_BYTES, SectorRange};
 use crate::payload::RECORD_LEN;
 use crate::store::BoxFuture;
 use crate::volume::tree::page_range;
@@ -26,6 +26,8 @@ pub(super) struct Walk<'a> {
     report: &'a mut CheckReport,
     table: &'a [Expected],
     still: &'a Still<'a>,
+    /// Sectors of the volume, as the root has it.
+    end: u64,
     live: Vec<u32>,
     /// Some page could not be read, so nobody knows what is needed.
     blind: bool,
@@ -37,8 +39,10 @@ impl<'a> Walk<'a> {
         report: &'a mut CheckReport,
         table: &'a [Expected],
         still: &'a Still<'a>,
+        export_bytes: u64,
     ) -> Self {
-        Self { core, report, table, still, live: vec![0; table.len()], blind: false }
+        let (end, live) = (export_bytes / SECTOR_BYTES, vec![0; table.len()]);
+        Self { core, report, table, still, end, live, blind: false }
     }
 
     /// The bytes of each segment that the tree needs; `None` when not all of it could be read.
@@ -61,8 +65,7 @@ impl<'a> Walk<'a> {
         progress: &'b (impl Fn(u64) + Send + Sync),
     ) -> BoxFuture<'b, Result<(), Stop>> {
         Box::pin(async move {
-            let passed = page_range(level, number).end().0 * SECTOR_BYTES;
-            let passed = passed.min(self.core.header().export_bytes);
+            let passed = page_range(level, number).end().0.min(self.end) * SECTOR_BYTES;
             if loc.handle().is_none() {
                 progress(passed);
                 return Ok(());
@@ -136,8 +139,8 @@ impl<'a> Walk<'a> {
     }
 
     fn inside(&self, sectors: SectorRange) -> SectorRange {
-        let end = sectors.end().0.min(self.core.header().export_bytes / SECTOR_BYTES);
-        SectorRange::new(sectors.start, end - sectors.start.0)
+        let end = sectors.end().0.min(self.end);
+        SectorRange::new(sectors.start, end.saturating_sub(sectors.start.0))
     }
 
     /// Nobody knows what lies below a damaged page, but for what the log has of it.
@@ -155,7 +158,7 @@ impl<'a> Walk<'a> {
             let text = format!("sector {lba} is mapped into a segment of index pages");
             self.report.problem(Structure::IndexPage, None, text);
         }
-        if SectorRange::new(Lba(lba), 1).end().0 > self.core.header().export_bytes / SECTOR_BYTES {
+        if lba >= self.end {
             let text = format!("sector {lba} lies behind the end of the volume");
             self.report.problem(Structure::IndexPage, None, text);
         }

@@ -7,29 +7,29 @@ use super::*;
 use crate::store::{BoxFuture, Capability, Persist, StoreError};
 
 /// Holds changes back while it is told to; reads go through.
-pub(super) struct HoldStore {
+pub(in crate::control) struct HoldStore {
     inner: Arc<MemoryStore>,
     holding: watch::Sender<bool>,
     held: AtomicUsize,
 }
 
 impl HoldStore {
-    pub(super) fn new(inner: Arc<MemoryStore>) -> Self {
+    pub(in crate::control) fn new(inner: Arc<MemoryStore>) -> Self {
         Self { inner, holding: watch::Sender::new(false), held: AtomicUsize::new(0) }
     }
 
     /// Changes wait from now on.
-    pub(super) fn hold(&self) {
+    pub(in crate::control) fn hold(&self) {
         self.holding.send_replace(true);
     }
 
     /// They go on.
-    pub(super) fn release(&self) {
+    pub(in crate::control) fn release(&self) {
         self.holding.send_replace(false);
     }
 
     /// How many wait.
-    pub(super) fn held(&self) -> usize {
+    pub(in crate::control) fn held(&self) -> usize {
         self.held.load(Ordering::SeqCst)
     }
 
