@@ -87,6 +87,10 @@ def format_seeds():
     yield "keyslot", "keyfile", make.keyfile_slot()
     yield "keyslot", "longest", make.second_slot()
     yield "keyslot", "free", b""
+    for number in range(1, 11):
+        # Of every type of manager; what is in it is another's.
+        slot = make.keyfile_slot()
+        yield "keyslot", f"of_type_{number}", slot[:1] + bytes([number]) + slot[2:]
     yield "ring_block", "golden", make.ring_block()[:84]
     yield "root_plaintext", "golden", make.root_plaintext()
     stored, plaintext = make.root_payload(), make.root_plaintext()
@@ -165,6 +169,17 @@ def anchor_seeds():
     yield "anchor_file", "spaced", json.dumps(fields).encode() + b"\n"
 
 
+def argument_seeds():
+    """Stores, keys and recovery words as people type them."""
+    typed = {
+        "file": "volume.img", "colon": "./a:b", "file_uri": "file:///srv/a%20volume", "memory": "mem:64M",
+        "nbd": "nbd://[::1]:10809/disk", "nbd_unix": "nbd+unix:///disk?socket=/run/nbd%20sock", "keyfile": "keyfile:/etc/key",
+        "prompt": "passphrase", "variable": "passphrase:env:SECRET", "kms": "kms:cloud/0b1c2d3e", "words": "abandon " * 23 + "art",
+    }
+    for name, text in typed.items():
+        yield "arguments", name, text.encode()
+
+
 def kmip_seeds():
     """Answers of real servers, as they were recorded for the tests of the client."""
     with open(os.path.join(HERE, "..", "keymgmt", "src", "kmip", "recorded.txt")) as file:
@@ -175,7 +190,7 @@ def kmip_seeds():
 
 
 def main():
-    for target, name, data in [*format_seeds(), *nbd_seeds(), *audit_seeds(), *control_seeds(), *anchor_seeds(), *kmip_seeds()]:
+    for target, name, data in [*format_seeds(), *nbd_seeds(), *audit_seeds(), *control_seeds(), *anchor_seeds(), *argument_seeds(), *kmip_seeds()]:
         directory = os.path.join(HERE, "corpus", target)
         os.makedirs(directory, exist_ok=True)
         with open(os.path.join(directory, name), "wb") as file:

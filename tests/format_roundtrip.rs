@@ -37,6 +37,15 @@ fn every_file_of_the_fuzz_corpora_is_decoded_without_panic_and_encoded_to_itself
 }
 
 #[test]
+fn every_corpus_belongs_to_a_target() {
+    let corpora = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus")).unwrap();
+    for corpus in corpora {
+        let name = corpus.unwrap().file_name();
+        assert!(TARGETS.iter().any(|(target, _)| name == *target), "{}", name.display());
+    }
+}
+
+#[test]
 fn every_target_has_a_fuzz_target_of_its_name() {
     let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/Cargo.toml")).unwrap();
     let mut names: Vec<&str> = manifest
@@ -414,5 +423,10 @@ proptest! {
     fn audit_logs_with_bytes_changed(changes in changes(), again in any::<prop::sample::Index>()) {
         roundtrip::audit_log(&changed(&of_corpus("audit_log", again), &changes));
         roundtrip::control_lines(&changed(&of_corpus("control_lines", again), &changes));
+    }
+
+    #[test]
+    fn arguments_with_bytes_changed(changes in changes(), again in any::<prop::sample::Index>()) {
+        roundtrip::arguments(&changed(&of_corpus("arguments", again), &changes));
     }
 }

@@ -3,6 +3,11 @@
 //! corpora, and by the random tests.
 #![allow(dead_code, reason = "every test and fuzz target uses a part of these")]
 
+use keymgmt::keyfile::Keyfile;
+use keymgmt::manager::{KeyManager, WrapContext, WrappedKey};
+use keymgmt::recovery::Recovery;
+use keymgmt::registry::Registry;
+use keymgmt::secret::{Secret32, SecretBytes};
 use sealbd::audit::{Chain, LineReader, Record};
 use sealbd::cipher::nonce::Domain;
 use sealbd::cipher::{OpenSegmentKey, Surroundings, UidSource, VolumeKeys};
@@ -18,6 +23,7 @@ use sealbd::format::table::TablePart;
 use sealbd::nbd::handshake::{Handshake, Offer, Step};
 use sealbd::nbd::request::{Verdict, judge, judge_filter};
 use sealbd::nbd::{Mode, ReplyStyle};
+use sealbd::store::uri::StoreUri;
 use sealbd::volume::anchor::FileAnchor;
 use sealbd::wire::WireError;
 use sealbd::wire::option::{
@@ -53,6 +59,7 @@ pub(crate) const TARGETS: &[Target] = &[
     ("audit_log", audit_log),
     ("control_lines", control_lines),
     ("anchor_file", anchor_file),
+    ("arguments", arguments),
     #[cfg(feature = "kmip")]
     ("kmip_response", kmip_response),
 ];
@@ -108,6 +115,36 @@ pub(crate) fn keyslot(data: &[u8]) {
     let bytes = padded(data, KEYSLOT_LEN);
     if let Ok(slot) = Keyslot::decode(bytes.as_slice().try_into().expect("padded")) {
         assert!(Keyslot::encode(slot.as_ref()) == bytes, "re-encoded");
+        slot.iter().for_each(|slot| foreign_key(&slot.key));
+    }
+}
+
+/// A wrapped key that a stranger wrote: every manager describes or refuses it, and none takes it for its own.
+fn foreign_key(key: &WrappedKey) {
+    let _ = Registry::built_in().describe(key);
+    let context = WrapContext { volume: [0x5e; 16], epoch: 1, suite: 1 };
+    let keyfile = Keyfile::from_secret(Secret32::take(&mut [9; 32]));
+    assert!(
+        !matches!(at_once(keyfile.unwrap(key, context)), Ok(Some(_))),
+        "opened by a key that did not wrap it"
+    );
+}
+
+/// What people type: a store, a key, recovery words.
+pub(crate) fn arguments(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        if let Ok(uri) = text.parse::<StoreUri>() {
+            let printed = uri.to_string();
+            let again: StoreUri = printed.parse().expect("what is printed can be typed");
+            assert_eq!(again.to_string(), printed, "and means the same");
+        }
+        let _ = Registry::built_in().parse(text);
+    }
+    let Ok(typed) = SecretBytes::take(&mut data.to_vec()) else { return };
+    if let Ok(recovery) = Recovery::parse(&typed) {
+        let words = recovery.words();
+        let again = Recovery::parse(&words).expect("what is shown can be typed");
+        assert!(again.words().expose() == words.expose(), "and is the same");
     }
 }
 

@@ -1,6 +1,9 @@
 //! fio as a witness that is none of ours: four jobs write at random, verify what they wrote, and keep a log of every
 //! answered request with its offset. From that, and from the log of what was sent, follows for every block what it
 //! may hold after the server was killed: an answered write is there, an unanswered one may be.
+//!
+//! Once in some hundred deaths a job of fio 3.33 does not notice that its connection is gone while it verifies: it waits for
+//! answers for ever, and has no log. All of its part may then be old or new.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::common::client::{Client, Command as Request};
-use super::common::programs::{report, wait_for};
+use super::common::programs::{poll, report, wait_for};
 use super::common::served::Served;
 
 /// Jobs, each with a connection of its own and a part of the volume where nobody else writes.
@@ -20,8 +23,10 @@ const FILL_BLOCK: u64 = 1 << 20;
 const FILL_ROUND: u32 = 1;
 /// Requests that a job keeps in flight, and that the check does.
 const DEPTH: usize = 16;
-/// After the server's death a job ends by itself, having written its logs.
-const END_SECONDS_MAX: u64 = 60;
+/// How long fio may take to have its connections.
+const START_SECONDS_MAX: u64 = 60;
+/// After the server's death a job ends by itself, having written its logs; one that has not by then never will.
+const END_SECONDS_MAX: u64 = 10;
 /// Longer than any round.
 const RUNTIME_SECONDS: u64 = 3600;
 
@@ -72,7 +77,7 @@ impl Witness {
         ]);
         load.args(["--log_offset=1", "--per_job_logs=1"]);
         let fio = self.running.insert(load.spawn().expect("fio runs"));
-        wait_for("the connections of fio", Duration::from_secs(END_SECONDS_MAX), || {
+        wait_for("the connections of fio", Duration::from_secs(START_SECONDS_MAX), || {
             let ended = fio.try_wait().expect("our child");
             assert!(ended.is_none(), "fio ended at once: {}", said(served, round));
             let connected = said(served, round).matches("connected to NBD server").count() as u64;
@@ -86,8 +91,11 @@ impl Witness {
         let output = std::fs::File::create(path(served, &format!("fio-{round}.out"))).expect("a file");
         let mut fio = Command::new("fio");
         fio.current_dir(served.dir())
-            .args(["--name=load", "--ioengine=nbd", "--group_reporting"])
+            // Threads: processes of their own would outlive the one that is killed.
+            .args(["--name=load", "--ioengine=nbd", "--group_reporting", "--thread"])
             .arg(format!("--uri={}", served.uri()))
+            // Else every round would write to the same blocks.
+            .arg(format!("--randseed={round}"))
             .arg(format!("--numjobs={JOBS}"))
             .arg(format!("--iodepth={DEPTH}"))
             .arg(format!("--offset={}", self.region.start))
@@ -107,22 +115,29 @@ impl Witness {
     /// The server is dead: what is known of every block now, given what was answered.
     pub(super) fn end(&mut self, served: &Served, round: u32) -> Touched {
         let mut fio = self.running.take().expect("started");
-        let ended = wait_for("the end of fio", Duration::from_secs(END_SECONDS_MAX), || {
-            fio.try_wait().expect("our child")
-        });
+        let ends = || fio.try_wait().expect("our child").is_some();
+        if !poll(Duration::from_secs(END_SECONDS_MAX), ends) {
+            report(&format!("round {round}: a job of fio does not end"));
+            fio.kill().expect("our child");
+        }
+        let ended = fio.wait().expect("our child");
         let output = said(served, round);
         let wrong = ["verify: bad", "verify failed", "got pattern", "EILSEQ", "err=84"];
         assert!(!wrong.iter().any(|sign| output.contains(sign)), "fio read what it did not write: {output}");
         assert!(!ended.success(), "fio ended before the server did: {output}");
         let mut touched = Touched::default();
-        for file in logs(served, "slat") {
-            self.writes_in(&file, |block| {
+        let mut answered = 0;
+        let parts = (0..self.known.len()).step_by(self.known.len() / usize::try_from(JOBS).expect("small"));
+        for (part, (sent, done)) in parts.zip(logs(served, "slat").zip(logs(served, "clat"))) {
+            if !std::fs::exists(&done).expect("our own directory") {
+                let end = part + self.known.len() / usize::try_from(JOBS).expect("small");
+                touched.blocks.extend((part..end).map(|block| (block, Held::Either)));
+                continue;
+            }
+            self.writes_in(&sent, |block| {
                 touched.blocks.insert(block, Held::Either);
             });
-        }
-        let mut answered = 0;
-        for file in logs(served, "clat") {
-            self.writes_in(&file, |block| {
+            self.writes_in(&done, |block| {
                 touched.blocks.insert(block, Held::New);
                 answered += 1;
             });
@@ -133,8 +148,7 @@ impl Witness {
 
     /// The blocks of the writes in a log of fio: time, latency, direction, length, offset, priority.
     fn writes_in(&self, file: &str, mut each: impl FnMut(usize)) {
-        // A job that never had a connection has no log.
-        let Ok(text) = std::fs::read_to_string(file) else { return };
+        let text = std::fs::read_to_string(file).expect("a log of fio");
         for line in text.lines() {
             let fields: Vec<u64> =
                 line.split(',').map(|field| field.trim().parse().expect("numbers")).collect();
@@ -153,23 +167,35 @@ impl Witness {
         let found = self.read(served, blocks.iter().map(|(block, _)| *block).collect());
         for ((block, held), found) in blocks.into_iter().zip(found) {
             let known = self.known[block];
-            let allowed = found == Some(round) || held == Held::Either && found == Some(known);
+            let allowed = found == Some(round) || held == Held::Either && is_kept(found, known, round);
             let at = self.region.start + (block * BLOCK) as u64;
             assert!(allowed, "round {round}: the block at {at}, {held:?}, is of {found:?}, was of {known}");
             self.known[block] = found.expect("allowed");
         }
     }
 
-    /// Every block that was ever written holds what is known of it.
-    pub(super) fn check_all(&self, served: &Served) {
+    /// Every block that was ever written holds what is known of it, after `rounds` of them.
+    pub(super) fn check_all(&self, served: &Served, rounds: u32) {
         let started = Instant::now();
+        let mut newer = 0;
         let written: Vec<usize> = (0..self.known.len()).filter(|&block| self.known[block] > 0).collect();
         let found = self.read(served, written.clone());
         for (block, found) in written.iter().zip(found) {
             let at = self.region.start + (block * BLOCK) as u64;
-            assert_eq!(found, Some(self.known[*block]), "in the end: the block at {at}");
+            let known = self.known[*block];
+            assert!(
+                is_kept(found, known, rounds),
+                "in the end: the block at {at} is of {found:?}, was of {known}"
+            );
+            newer += u64::from(found != Some(known));
         }
-        report(&format!("{} blocks of fio are right, read in {:.1?}", written.len(), started.elapsed()));
+        // A job that dies between sending a write and noting that it did.
+        assert!(newer <= JOBS * u64::from(rounds), "{newer} blocks are newer than what fio sent");
+        report(&format!(
+            "{} blocks of fio are right, {newer} of an unanswered write that it did not note; read in {:.1?}",
+            written.len(),
+            started.elapsed()
+        ));
     }
 
     /// The rounds that blocks are of; `None` for one that holds nothing of fio's.
@@ -196,6 +222,11 @@ impl Drop for Witness {
             let _ = fio.wait();
         }
     }
+}
+
+/// Whether what was found is nothing older than what is `known` to have been answered, and nothing of the future.
+fn is_kept(found: Option<u32>, known: u32, round: u32) -> bool {
+    found.is_some_and(|found| (known..=round).contains(&found))
 }
 
 /// What a block holds after a round.
