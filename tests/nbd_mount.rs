@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::mounted::Disk;
-use common::programs::{call, have, may_mount, program, run};
+use common::programs::{call, have, may_mount, outcome, poll, program, record_in, run};
 use common::served::{Listen, Served, is_control_run};
 
 const GIB: u64 = 1 << 30;
 /// The tree that is copied has about this many bytes at most, so that the test stays within a minute.
 const TREE_BYTES_MAX: u64 = 300 << 20;
+
+/// Files of 1 MiB in the file system that is resized.
+const FILES: u64 = 24;
 
 /// Directories of `/usr/share`, smallest first, as long as they fit; with their number of files.
 fn real_tree() -> (Vec<PathBuf>, u64) {
@@ -101,6 +104,76 @@ fn ext4_with_a_real_tree_survives_a_restart() {
 fn xfs_with_a_real_tree_survives_a_restart() {
     // A file system may be mounted twice under one identity only with nouuid; ours is gone before it returns.
     a_file_system_survives_a_restart(&["mkfs.xfs", "-q", "-f"], &["xfs_repair", "-n"], "discard");
+}
+
+/// `sealbd resize` of a volume that is served.
+fn resize(served: &Served, size: u64) {
+    let mut command = program(env!("CARGO_BIN_EXE_sealbd"));
+    command.args(["resize", &served.image().display().to_string(), &size.to_string()]);
+    // The server of a volume that nobody uses any more notices that a moment later.
+    let done = poll(Duration::from_secs(60), || {
+        let output = outcome(record_in(&mut command, &served.path("audit.jsonl")));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() || output.status.code() == Some(10), "{text}");
+        output.status.success()
+    });
+    assert!(done, "resized to {size}");
+}
+
+#[test]
+fn ext4_grows_and_shrinks_with_its_volume_while_it_is_served() {
+    let tools = ["nbdfuse", "fusermount3", "losetup", "mkfs.ext4", "e2fsck", "resize2fs", "blkdiscard"];
+    if !may_mount() || !have(&tools) || is_control_run() {
+        return;
+    }
+    const SMALL: u64 = GIB / 4;
+    // Files that differ everywhere.
+    let content =
+        |number: u64| (0..1 << 17).flat_map(|word| (number << 32 | word).to_le_bytes()).collect::<Vec<u8>>();
+    let same = |root: &Path| {
+        for number in 0..FILES {
+            let read = std::fs::read(root.join(number.to_string())).expect("the file is there");
+            assert!(read == content(number), "file {number}");
+        }
+    };
+    let mut served = Served::unix(SMALL);
+    let mut disk = Disk::attach(&served.uri(), served.dir());
+    run(program("mkfs.ext4").args(["-q", "-F"]).arg(disk.device()));
+    let mount = disk.mount("discard");
+    for number in 0..FILES {
+        std::fs::write(mount.join(number.to_string()), content(number)).expect("room");
+    }
+    // Under its eyes; it goes on with the size that it was told.
+    resize(&served, GIB);
+    same(&mount);
+    disk.unmount();
+    disk.detach();
+
+    let mut disk = Disk::attach(&served.uri(), served.dir());
+    run(program("e2fsck").args(["-f", "-p"]).arg(disk.device()));
+    run(program("resize2fs").arg(disk.device()));
+    let mount = disk.mount("discard");
+    same(&mount);
+    let filler = std::fs::File::create(mount.join("filler")).expect("room");
+    rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, 2 * SMALL)
+        .expect("more than there was");
+    drop(filler);
+    std::fs::remove_file(mount.join("filler")).expect("ours");
+    disk.unmount();
+    run(program("e2fsck").args(["-f", "-p"]).arg(disk.device()));
+    run(program("resize2fs").arg(disk.device()).arg(format!("{}K", SMALL >> 10)));
+    run(program("blkdiscard").args(["--offset", &SMALL.to_string()]).arg(disk.device()));
+    disk.detach();
+    resize(&served, SMALL);
+
+    let mut disk = Disk::attach(&served.uri(), served.dir());
+    assert_eq!(std::fs::metadata(served.path("nbd")).expect("the disk").len(), SMALL);
+    run(program("e2fsck").arg("-fn").arg(disk.device()));
+    let mount = disk.mount("discard");
+    same(&mount);
+    disk.unmount();
+    disk.detach();
+    assert!(served.stop().success());
 }
 
 #[test]

@@ -36,7 +36,11 @@ async fn a_file_keeps_the_contract() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("volume");
     keeps_the_contract(&FileStore::create(&path, SIZE, Existing::Refuse).unwrap()).await;
-    refuses_changes(&FileStore::open(&path, Access::ReadOnly).unwrap()).await;
+    let reader = FileStore::open(&path, Access::ReadOnly).unwrap();
+    let len = reader.capability().size;
+    assert!(matches!(reader.extend(2 * SIZE).await, Err(StoreError::Io { .. })));
+    assert_eq!(path.metadata().unwrap().len(), len, "a store opened read-only does not grow");
+    refuses_changes(&reader).await;
 }
 
 #[tokio::test]
@@ -92,6 +96,22 @@ async fn a_block_device_keeps_the_contract_and_has_one_owner() {
     drop(store);
     let made = FileStore::create(&disk.device, SIZE, Existing::Replace);
     assert!(matches!(made.err(), Some(StoreError::Open(why)) if why.contains("size is fixed")));
+}
+
+#[tokio::test]
+async fn a_block_device_that_has_grown_is_seen_when_it_is_asked_to_extend() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = sparse_file(directory.path(), SIZE);
+    let Some(disk) = LoopDevice::attach(&file) else { return };
+    let store = FileStore::open(&disk.device, Access::ReadWrite).unwrap();
+    let larger = SIZE + (8 << 20);
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(larger).unwrap();
+    let told = Command::new(&disk.losetup).arg("--set-capacity").arg(&disk.device).status().expect("it runs");
+    assert!(told.success());
+    assert_eq!(store.capability().size, SIZE, "as it was opened");
+    store.extend(SIZE + 4096).await.unwrap();
+    assert_eq!(store.capability().size, larger);
+    write(&store, larger - 4096, &[1; 4096]).await;
 }
 
 /// A server, its arguments, and what the store must have found out about it.
@@ -288,6 +308,7 @@ async fn keeps_the_contract(store: &dyn SlotStore) {
     a_durable_write_is_a_write(store).await;
     a_discard_leaves_its_neighbours_alone(store).await;
     random_changes_match_a_model(store).await;
+    extending_loses_nothing_and_never_shortens(store).await;
     store.sync().await.expect("a sync after many changes");
     store.sync().await.expect("a sync with nothing to do");
 }
@@ -457,6 +478,26 @@ async fn random_changes_match_a_model(store: &dyn SlotStore) {
     for start in (0..LEN).step_by(65536) {
         assert_eq!(read(store, start as u64, 65536).await, model[start..start + 65536]);
     }
+}
+
+async fn extending_loses_nothing_and_never_shortens(store: &dyn SlotStore) {
+    write(store, SIZE - 4096, &[9; 4096]).await;
+    for smaller in [0, SIZE / 2, SIZE] {
+        store.extend(smaller).await.expect("nothing to do");
+        assert_eq!(store.capability().size, SIZE);
+    }
+    let larger = SIZE + (1 << 20);
+    store.extend(larger).await.expect("what cannot grow stays as it is");
+    assert_eq!(store.capability().size, if store.extends() { larger } else { SIZE });
+    assert_eq!(read(store, SIZE - 4096, 4096).await, [9; 4096]);
+    if store.extends() {
+        assert!(read(store, SIZE, 1 << 20).await.iter().all(|byte| *byte == 0), "a hole");
+        write(store, larger - 4096, &[8; 4096]).await;
+        assert_eq!(read(store, larger - 4096, 4096).await, [8; 4096]);
+    }
+    let end = store.capability().size;
+    let behind = store.write_at(end, vec![block(1)], Persist::Volatile).await;
+    assert!(matches!(behind, Err(StoreError::OutOfRange { .. })), "{behind:?}");
 }
 
 async fn write_in_pieces(store: &dyn SlotStore, bytes: &[u8]) {

@@ -1,10 +1,12 @@
 //! One request of a client against an open volume, and what came of it.
 
 use std::fmt;
+use std::ops::ControlFlow;
 
 use sealbd::export::{Durability, Export, ExportError, ZeroMode};
 use sealbd::geometry::ByteRange;
 use sealbd::payload::Payload;
+use sealbd::volume::create::{Geometry, OverProvisioning};
 use sealbd::volume::{Volume, VolumeError};
 
 use crate::content::{OpId, UNIT, fill};
@@ -13,15 +15,55 @@ use crate::oracle::Time;
 /// What a client asks for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Request {
-    Read { since: Time, offset: u64, len: u64 },
-    Write { op: OpId, offset: u64, len: u64, fua: bool },
-    Trim { op: OpId, offset: u64, len: u64, fua: bool },
-    Zero { op: OpId, offset: u64, len: u64, fua: bool, may_punch: bool },
-    Flush { since: Time },
-    Status { offset: u64, len: u64 },
-    Checkpoint { since: Time },
+    Read {
+        since: Time,
+        offset: u64,
+        len: u64,
+    },
+    Write {
+        op: OpId,
+        offset: u64,
+        len: u64,
+        fua: bool,
+    },
+    Trim {
+        op: OpId,
+        offset: u64,
+        len: u64,
+        fua: bool,
+    },
+    Zero {
+        op: OpId,
+        offset: u64,
+        len: u64,
+        fua: bool,
+        may_punch: bool,
+    },
+    Flush {
+        since: Time,
+    },
+    Status {
+        offset: u64,
+        len: u64,
+    },
+    Checkpoint {
+        since: Time,
+    },
     Check,
-    Close { since: Time },
+    /// To a smaller size `was_trimmed` when nothing can lie behind its end.
+    Resize {
+        since: Time,
+        size: u64,
+        keep_spare: bool,
+        was_trimmed: bool,
+    },
+    Compact {
+        percent: u64,
+        steps: u64,
+    },
+    Close {
+        since: Time,
+    },
 }
 
 /// Why a request was refused.
@@ -29,6 +71,8 @@ pub(crate) enum Request {
 pub(crate) enum Refusal {
     NoSpace(String),
     ShuttingDown,
+    /// There is something behind the end that the volume was to have.
+    InUse(String),
     Other(String),
     /// It was answered well, and what it says cannot be.
     Wrong(String),
@@ -38,7 +82,9 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ShuttingDown => f.write_str("it is shutting down"),
-            Self::NoSpace(text) | Self::Other(text) | Self::Wrong(text) => f.write_str(text),
+            Self::NoSpace(text) | Self::InUse(text) | Self::Other(text) | Self::Wrong(text) => {
+                f.write_str(text)
+            }
         }
     }
 }
@@ -64,6 +110,7 @@ impl From<VolumeError> for Refusal {
     fn from(error: VolumeError) -> Self {
         match error {
             VolumeError::NoSpace => Self::NoSpace(error.to_string()),
+            VolumeError::InUse { .. } => Self::InUse(error.to_string()),
             VolumeError::Stopped(text) if text.contains("shutting down") => Self::ShuttingDown,
             other => Self::Other(other.to_string()),
         }
@@ -113,6 +160,24 @@ async fn answer(volume: Volume, export: u64, request: Request) -> Result<Vec<u8>
             }
             let (problems, damaged) = (report.problems, report.damaged);
             Err(Refusal::Wrong(format!("check found {problems:?}, damaged sectors {damaged:?}")))
+        }
+        Request::Resize { size, keep_spare, .. } => {
+            let spare = (!keep_spare).then_some(OverProvisioning::DEFAULT);
+            let to = Geometry::resized(&volume.header(), size, spare)?;
+            volume.become_size(to, false).await?;
+            Ok(Vec::new())
+        }
+        Request::Compact { percent, steps } => {
+            let mut left = steps;
+            let count = |_| match left.checked_sub(1) {
+                Some(fewer) => {
+                    left = fewer;
+                    ControlFlow::Continue(())
+                }
+                None => ControlFlow::Break(()),
+            };
+            volume.compact(percent, count).await?;
+            Ok(Vec::new())
         }
         Request::Close { .. } => {
             volume.close().await?;

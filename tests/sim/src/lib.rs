@@ -51,11 +51,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The run of a seed, `length` steps long, of its own profile or of another one.
+    /// The run of a seed, `length` steps long, of its own profile or of another one. Every third seed resizes and
+    /// compacts its volume.
     #[must_use]
     pub fn new(seed: u64, length: usize, profile: Option<Profile>) -> Self {
         let mut dice = Dice::new(seed);
-        let setting = Setting::new(profile.unwrap_or_else(|| Profile::of_seed(seed)), &mut dice);
+        let mut setting = Setting::new(profile.unwrap_or_else(|| Profile::of_seed(seed)), &mut dice);
+        setting.resizes = seed % 3 == 2;
         let mut steps: Vec<(usize, Step)> =
             (0..length).map(|number| (number, Step::random(&setting, &mut dice))).collect();
         if let Some((_, first)) = steps.first_mut().filter(|_| setting.begins_full) {

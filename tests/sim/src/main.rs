@@ -139,6 +139,8 @@ impl Totals {
             openings_refused,
             rolled_back,
             opened_tainted,
+            resized,
+            compacted,
             power_losses,
             no_space,
             segments,
@@ -153,6 +155,8 @@ impl Totals {
         sum.openings_refused += openings_refused;
         sum.rolled_back += rolled_back;
         sum.opened_tainted += opened_tainted;
+        sum.resized += resized;
+        sum.compacted += compacted;
         sum.power_losses += power_losses;
         sum.no_space += no_space;
         sum.segments += segments;
@@ -180,6 +184,7 @@ impl std::fmt::Display for Totals {
             "sessions: {} opened, {} refused for a cause, {} after rollback, {} of which nothing is promised",
             sum.sessions, sum.openings_refused, sum.rolled_back, sum.opened_tainted
         )?;
+        writeln!(f, "volumes: {} times resized, {} times compacted", sum.resized, sum.compacted)?;
         writeln!(
             f,
             "store: {} reads, {} writes of {} MiB, {} syncs, {} faults, {} power losses, {} segments",

@@ -81,6 +81,17 @@ impl Oracle {
         }
     }
 
+    /// Bytes of the volume.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.base.len() as u64 * UNIT_BYTES
+    }
+
+    /// The volume has another size. What comes to it is zeros; what goes is forgotten.
+    pub(crate) fn resize(&mut self, bytes: u64) {
+        self.base.resize(units(bytes), Value::Zero);
+        self.changes.resize(units(bytes) / SECTOR_UNITS, Vec::new());
+    }
+
     /// A new moment.
     pub(crate) fn tick(&mut self) -> Time {
         self.now += 1;

@@ -66,6 +66,8 @@ pub struct Setting {
     pub may_be_full: bool,
     /// Parts of a hundred requests that are large.
     pub large_percent: u64,
+    /// Whether the volume is resized and compacted now and then.
+    pub resizes: bool,
 }
 
 impl Setting {
@@ -98,10 +100,18 @@ impl Setting {
             may_be_full: tight,
             hot_sectors: dice.pick(&[4, 16, 64]),
             large_percent: if calm { 40 } else { dice.pick(&[2, 10, 30]) },
+            resizes: false,
         }
     }
 
-    /// What the store tells of itself.
+    /// The largest size that the volume ever has: half as much again when it is resized.
+    #[must_use]
+    pub fn largest_bytes(&self) -> u64 {
+        let export_bytes = self.geometry.export_bytes;
+        if self.resizes { export_bytes / 2 * 3 } else { export_bytes }
+    }
+
+    /// What the store tells of itself at first; it grows when it is asked to.
     #[must_use]
     pub fn capability(&self) -> Capability {
         Capability {

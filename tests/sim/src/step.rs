@@ -45,6 +45,10 @@ pub enum Action {
     Snapshot,
     /// The process ends and the store is put back to the remembered state.
     RollBack,
+    /// The volume gets another size; what lies behind a smaller end is given back first, or not.
+    Resize { size: u64, keep_spare: bool, trims: bool },
+    /// The volume is compacted, and told to end after so many steps of it.
+    Compact { percent: u64, steps: u64 },
     /// The next operations of a kind fail.
     Fail { operation: Operation, count: u32 },
     /// The next reads are answered wrongly.
@@ -82,6 +86,8 @@ enum Kind {
     Snapshot,
     RollBack,
     Trouble,
+    Resize,
+    Compact,
 }
 
 impl Step {
@@ -106,6 +112,8 @@ impl Step {
             (10, Kind::Snapshot),
             (if setting.calm { 1 } else { 4 }, Kind::RollBack),
             (trouble, Kind::Trouble),
+            (if setting.resizes { 12 } else { 0 }, Kind::Resize),
+            (if setting.resizes { 6 } else { 0 }, Kind::Compact),
         ]);
         let (offset, len) = place(setting, dice);
         let fua = dice.one_in(8);
@@ -126,6 +134,14 @@ impl Step {
             Kind::Snapshot => Action::Snapshot,
             Kind::RollBack => Action::RollBack,
             Kind::Trouble => trouble_of(setting.profile, dice),
+            Kind::Resize => Action::Resize {
+                size: (setting.largest_bytes() / 8 * dice.between(2, 8)).max(1 << 20),
+                keep_spare: dice.one_in(2),
+                trims: !dice.one_in(6),
+            },
+            Kind::Compact => {
+                Action::Compact { percent: dice.pick(&[50, 90, 100]), steps: dice.pick(&[0, 1, 5, 1000]) }
+            }
         };
         Self { seed: dice.any(), action }
     }
@@ -145,9 +161,9 @@ fn trouble_of(profile: Profile, dice: &mut Dice) -> Action {
     }
 }
 
-/// Where a request goes, in whole units.
+/// Where a request goes, in whole units; for the largest size that the volume may have.
 fn place(setting: &Setting, dice: &mut Dice) -> (u64, u64) {
-    let export = setting.geometry.export_bytes;
+    let export = setting.largest_bytes();
     let sectors = if dice.one_in(2) { setting.hot_sectors } else { export / SECTOR };
     let (offset, len) = if dice.below(100) < setting.large_percent {
         (dice.below(sectors) * SECTOR, dice.between(8, 280) * SECTOR)

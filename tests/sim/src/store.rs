@@ -45,6 +45,7 @@ pub struct Manners {
 
 /// The store, shared by its sessions.
 pub(crate) struct Medium {
+    /// But for the size, which grows.
     capability: Capability,
     started: Instant,
     state: Mutex<State>,
@@ -55,6 +56,8 @@ pub(crate) struct State {
     pub(crate) manners: Manners,
     pub(crate) dice: Dice,
     pub(crate) watch: Watch,
+    /// Bytes that can be addressed.
+    size: u64,
     /// What reads see.
     now: Image,
     /// What no power loss takes away.
@@ -126,11 +129,12 @@ impl Trace {
 
 impl Medium {
     pub(crate) fn new(capability: Capability, manners: Manners) -> Arc<Self> {
-        let image = Image::new(capability.size);
+        let image = Image::default();
         let state = State {
             manners,
             dice: Dice::new(0),
             watch: Watch::default(),
+            size: capability.size,
             now: image.clone(),
             durable: image,
             unflushed: VecDeque::new(),

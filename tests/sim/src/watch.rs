@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use sealbd::cipher::{Uid, VolumeKeys};
-use sealbd::format::header::Header;
+use sealbd::format::header::{HEADER_LEN, HEADER_OFFSETS, Header, UnverifiedHeader};
 use sealbd::format::root::{BlobPointer, RING_BLOCK_LEN, RingBlock, Root, open_table_part};
 use sealbd::format::segment::SegmentKind;
 use sealbd::format::table::TablePart;
@@ -76,6 +76,18 @@ impl Watch {
 
     /// Reads the ring anew: a crash may have taken a root away or brought one to light.
     pub(crate) fn reload(&mut self, image: &Image) {
+        if let Some((header, keys)) = &mut self.volume {
+            // A resize may have been taken back, or have come to light.
+            let mut bytes = vec![0; HEADER_LEN];
+            let mut copies: Vec<Header> = Vec::new();
+            for offset in HEADER_OFFSETS {
+                image.read(offset, &mut bytes);
+                copies.extend(UnverifiedHeader::decode(&bytes).and_then(|copy| copy.verify(keys)).ok());
+            }
+            if let Some(newest) = copies.into_iter().max_by_key(|copy| copy.generation) {
+                *header = newest;
+            }
+        }
         let Some((header, keys)) = &self.volume else { return };
         let mut blocks: Vec<RingBlock> = (0..header.ring_slots)
             .filter_map(|slot| {
@@ -91,7 +103,13 @@ impl Watch {
 
     /// A session asks for a write.
     pub(crate) fn write(&mut self, session: u32, offset: u64, bytes: &[u8], now: &Image) {
-        let Some((header, _)) = &self.volume else { return };
+        let Some((header, keys)) = &mut self.volume else { return };
+        if HEADER_OFFSETS.contains(&offset)
+            && let Ok(new) = UnverifiedHeader::decode(bytes).and_then(|copy| copy.verify(keys))
+        {
+            *header = new;
+            return;
+        }
         if offset < header.data_start {
             self.ring_write(session, offset, bytes, now);
             return;

@@ -2,6 +2,7 @@
 
 mod answers;
 mod sessions;
+mod sizes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use sealbd::cipher::VolumeKeys;
+use sealbd::export::Export;
 use sealbd::format::header::Header;
 use sealbd::volume::Volume;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -42,6 +44,10 @@ pub struct Tally {
     pub rolled_back: u64,
     /// Times that a volume opened although the store had lied, been put back under it, or had two writers.
     pub opened_tainted: u64,
+    /// Times that the volume was given another size.
+    pub resized: u64,
+    /// Times that it was compacted, or a part of that done.
+    pub compacted: u64,
     /// Power losses.
     pub power_losses: u64,
     /// Changes refused for want of space, where nothing else was wrong.
@@ -80,7 +86,11 @@ pub(crate) struct World<'a> {
     next_request: u64,
     /// When each read under way was issued.
     reads: BTreeMap<u64, Time>,
-    snapshot: Option<(Image, Oracle)>,
+    snapshot: Option<(Image, Oracle, Vec<u64>)>,
+    /// Other sizes that the volume may have when it is opened next: resizes were begun.
+    other_sizes: Vec<u64>,
+    /// A resize is under way; requests stay below both sizes.
+    resizing: Option<u64>,
     /// Nothing is promised any more of what stands on the store, except that it is never taken for something else.
     tainted: bool,
     closing: bool,
@@ -133,6 +143,8 @@ impl<'a> World<'a> {
             next_request: 0,
             reads: BTreeMap::new(),
             snapshot: None,
+            other_sizes: Vec::new(),
+            resizing: None,
             tainted: false,
             closing: false,
             seeds: Dice::new(seed ^ 0x005e_5510),
@@ -158,19 +170,23 @@ impl<'a> World<'a> {
         match action {
             Action::Read { offset, len } => {
                 let since = self.oracle.tick();
+                let (offset, len) = self.fit(offset, len);
                 self.ask(Request::Read { since, offset, len });
             }
             Action::Write { offset, len, fua } => {
+                let (offset, len) = self.fit(offset, len);
                 let op = self.change(offset, len, false);
                 self.ask(Request::Write { op, offset, len, fua });
             }
             Action::Trim { offset, len, fua } => {
+                let (offset, len) = self.fit(offset, len);
                 // Only whole sectors are given back.
                 let (from, to) = (offset.next_multiple_of(4096), (offset + len) / 4096 * 4096);
                 let op = self.change(from, to.saturating_sub(from), true);
                 self.ask(Request::Trim { op, offset, len, fua });
             }
             Action::Zero { offset, len, fua, may_punch } => {
+                let (offset, len) = self.fit(offset, len);
                 let op = self.change(offset, len, true);
                 self.ask(Request::Zero { op, offset, len, fua, may_punch });
             }
@@ -178,7 +194,10 @@ impl<'a> World<'a> {
                 let since = self.oracle.tick();
                 self.ask(Request::Flush { since });
             }
-            Action::Status { offset, len } => self.ask(Request::Status { offset, len }),
+            Action::Status { offset, len } => {
+                let (offset, len) = self.fit(offset, len);
+                self.ask(Request::Status { offset, len });
+            }
             Action::Checkpoint => {
                 let since = self.oracle.tick();
                 self.ask(Request::Checkpoint { since });
@@ -198,9 +217,11 @@ impl<'a> World<'a> {
             Action::Snapshot => {
                 let image = self.medium.state().durable_image();
                 self.medium.state().remember();
-                self.snapshot = Some((image, self.oracle.clone()));
+                self.snapshot = Some((image, self.oracle.clone(), self.other_sizes.clone()));
             }
             Action::RollBack => self.roll_back(dice).await?,
+            Action::Resize { size, keep_spare, trims } => self.resize(size, keep_spare, trims).await?,
+            Action::Compact { percent, steps } => self.ask(Request::Compact { percent, steps }),
             Action::Fail { operation, count } => self.medium.state().fail_next(operation, count),
             Action::WrongReads { count } => self.medium.state().answer_wrongly(count),
             Action::RollBackUnder => self.roll_back_under(),
@@ -225,25 +246,33 @@ impl<'a> World<'a> {
         if let Request::Read { since, .. } = request {
             self.reads.insert(id, since);
         }
-        let done = client::perform(live.volume.clone(), self.setting.geometry.export_bytes, request);
+        let done = client::perform(live.volume.clone(), self.oracle.bytes(), request);
         self.requests.push(done.map(move |answer| (id, answer)).boxed_local());
     }
 
     fn ask_zombie(&mut self, dice: &mut Dice) {
         let Some(zombie) = &self.zombie else { return };
         let step = Step::random(self.setting, dice);
+        let size = zombie.volume.info().size;
         let request = match step.action {
-            Action::Read { offset, len } => Request::Read { since: 0, offset, len },
+            Action::Read { offset, len } => {
+                let (offset, len) = fit(offset, len, size);
+                Request::Read { since: 0, offset, len }
+            }
             Action::Write { offset, len, fua } => {
+                let (offset, len) = fit(offset, len, size);
                 let op = OpId::try_from(self.ranges.len()).expect("runs are short");
                 self.ranges.push((offset, offset + len));
                 Request::Write { op, offset, len, fua }
             }
             Action::Checkpoint => Request::Checkpoint { since: 0 },
-            Action::Trim { offset, len, fua } => Request::Trim { op: 0, offset, len, fua },
+            Action::Trim { offset, len, fua } => {
+                let (offset, len) = fit(offset, len, size);
+                Request::Trim { op: 0, offset, len, fua }
+            }
             _ => Request::Flush { since: 0 },
         };
-        let done = client::perform(zombie.volume.clone(), self.setting.geometry.export_bytes, request);
+        let done = client::perform(zombie.volume.clone(), size, request);
         self.foreign.push(done.map(|answer| (0, answer)).boxed_local());
     }
 
@@ -311,12 +340,18 @@ impl<'a> World<'a> {
     }
 }
 
+/// A request as it fits into `size` bytes.
+fn fit(offset: u64, len: u64, size: u64) -> (u64, u64) {
+    let offset = offset % size;
+    (offset, len.min(size - offset))
+}
+
 /// A violation, from a refusal that nothing excuses.
 fn inexcusable(request: &str, refusal: &Refusal) -> Violation {
     let invariant = match refusal {
         Refusal::NoSpace(_) => "I10",
         Refusal::Wrong(_) => "I5",
-        Refusal::ShuttingDown | Refusal::Other(_) => "no error without a cause",
+        Refusal::ShuttingDown | Refusal::InUse(_) | Refusal::Other(_) => "no error without a cause",
     };
     Violation { invariant, what: format!("{request}: {refusal}") }
 }

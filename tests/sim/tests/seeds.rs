@@ -81,6 +81,8 @@ fn a_run_does_what_it_is_there_for() {
     assert!(honest.answered > 600 && honest.refused < 100, "{honest:?}");
     assert!(honest.sessions > 15 && honest.power_losses > 5 && honest.segments > 30, "{honest:?}");
     assert!(honest.rolled_back > 0 && honest.store.faults == 0, "{honest:?}");
+    let resizing = Plan::new(1001, 1000, Some(Profile::Honest)).play().expect("holds");
+    assert!(resizing.resized > 3 && resizing.compacted > 1, "{resizing:?}");
     let failing = Plan::new(1004, 1000, Some(Profile::Failing)).play().expect("holds");
     assert!(failing.store.faults > 10 && failing.refused > 10, "{failing:?}");
     let tainted = Plan::new(1005, 1000, Some(Profile::Zombie)).play().expect("holds");

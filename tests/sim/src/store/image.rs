@@ -4,25 +4,21 @@ use std::sync::Arc;
 
 const BLOCK: usize = 4096;
 
-/// See the module. Cloning costs a pointer per block.
-#[derive(Clone)]
+/// See the module. Cloning costs a pointer per block. Behind the last one that was written there are zeros.
+#[derive(Clone, Default)]
 pub(crate) struct Image {
     /// `None` is a block of zeros.
     blocks: Vec<Option<Arc<[u8; BLOCK]>>>,
 }
 
 impl Image {
-    pub(crate) fn new(size: u64) -> Self {
-        Self { blocks: vec![None; index(size) / BLOCK] }
-    }
-
     pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) {
         let mut at = index(offset);
         let mut rest = buf;
         while !rest.is_empty() {
             let skip = at % BLOCK;
             let (now, later) = rest.split_at_mut((BLOCK - skip).min(rest.len()));
-            match &self.blocks[at / BLOCK] {
+            match self.blocks.get(at / BLOCK).unwrap_or(&None) {
                 Some(block) => now.copy_from_slice(&block[skip..skip + now.len()]),
                 None => now.fill(0),
             }
@@ -34,6 +30,8 @@ impl Image {
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
         let mut at = index(offset);
         let mut rest = bytes;
+        let blocks = (at + bytes.len()).div_ceil(BLOCK);
+        self.blocks.resize(self.blocks.len().max(blocks), None);
         while !rest.is_empty() {
             let skip = at % BLOCK;
             let (now, later) = rest.split_at((BLOCK - skip).min(rest.len()));
@@ -51,7 +49,9 @@ impl Image {
 
     /// Makes whole blocks read as zeros.
     pub(crate) fn clear(&mut self, offset: u64, len: u64) {
-        self.blocks[index(offset) / BLOCK..index(offset + len) / BLOCK].fill(None);
+        let end = (index(offset + len) / BLOCK).min(self.blocks.len());
+        let start = (index(offset) / BLOCK).min(end);
+        self.blocks[start..end].fill(None);
     }
 }
 

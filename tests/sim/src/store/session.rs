@@ -49,10 +49,11 @@ impl Session {
         let now = self.medium.elapsed_ms();
         let len = buf.len() as u64;
         let end = offset.checked_add(len);
-        if end.is_none_or(|end| end > self.medium.capability.size) {
+        let mut state = self.arrive()?;
+        let size = state.size;
+        if end.is_none_or(|end| end > size) {
             return Err(StoreError::OutOfRange { offset, len });
         }
-        let mut state = self.arrive()?;
         state.counts.reads += 1;
         if state.takes_fault(Operation::Read) {
             state.trace.note(&[1, offset, buf.len() as u64, now]);
@@ -65,7 +66,7 @@ impl Session {
         if state.wrong_reads > 0 {
             state.wrong_reads -= 1;
             state.note_trouble();
-            state.read_wrongly(offset, buf, self.medium.capability.size);
+            state.read_wrongly(offset, buf, size);
         } else {
             state.now.read(offset, buf);
         }
@@ -82,7 +83,7 @@ impl Session {
         let block = u64::from(capability.physical_block);
         assert!(len <= u64::from(capability.io_bytes_max), "callers split");
         assert!(offset.is_multiple_of(block) && len.is_multiple_of(block), "whole physical blocks");
-        if offset + len > capability.size {
+        if offset + len > self.medium.state().size {
             return Err(StoreError::OutOfRange { offset, len });
         }
         let number = {
@@ -151,6 +152,19 @@ impl Session {
         Ok(())
     }
 
+    /// As a file does: what comes to it is a hole, durably.
+    async fn extend_to(&self, size: u64) -> Result<(), StoreError> {
+        {
+            let mut state = self.arrive()?;
+            state.trace.note(&[5, size]);
+            state.count_change();
+        }
+        self.pass().await?;
+        let mut state = self.arrive()?;
+        state.size = state.size.max(size);
+        Ok(())
+    }
+
     async fn discard_now(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         {
             let mut state = self.arrive()?;
@@ -214,7 +228,7 @@ fn eio(context: &'static str) -> StoreError {
 
 impl SlotStore for Session {
     fn capability(&self) -> Capability {
-        self.medium.capability
+        Capability { size: self.medium.state().size, ..self.medium.capability }
     }
 
     fn describe(&self) -> String {
@@ -248,6 +262,14 @@ impl SlotStore for Session {
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.sync_now())
+    }
+
+    fn extend(&self, size: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.extend_to(size))
+    }
+
+    fn extends(&self) -> bool {
+        true
     }
 
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -1,5 +1,6 @@
 //! Judging answers.
 
+use sealbd::export::Export;
 use sealbd::geometry::ByteRange;
 
 use super::{World, inexcusable};
@@ -29,6 +30,10 @@ impl World<'_> {
             {
                 self.oracle.flushed(since)
             }
+            (Request::Resize { since, size, was_trimmed, .. }, result) => {
+                self.resized(since, size, was_trimmed, result.as_ref().err())?;
+            }
+            (Request::Compact { .. }, Ok(_)) => self.tally.compacted += 1,
             _ => {}
         }
         Ok(())
@@ -41,6 +46,9 @@ impl World<'_> {
             Refusal::NoSpace(_) if !self.troubled() => {
                 self.tally.no_space += 1;
                 self.setting.may_be_full
+            }
+            Refusal::InUse(_) => {
+                self.troubled() || matches!(request, Request::Resize { was_trimmed: false, .. })
             }
             Refusal::Wrong(_) | Refusal::NoSpace(_) | Refusal::Other(_) => self.troubled(),
         };
@@ -81,7 +89,7 @@ impl World<'_> {
 
     /// Reads the whole volume, in pieces; nothing may fail.
     pub(super) async fn read_all(&self, volume: &sealbd::volume::Volume) -> Result<Vec<u8>, Violation> {
-        let export = self.setting.geometry.export_bytes;
+        let export = volume.info().size;
         let piece = 1 << 20;
         let mut content = Vec::with_capacity(usize::try_from(export).expect("in memory"));
         for offset in (0..export).step_by(1 << 20) {
@@ -94,7 +102,7 @@ impl World<'_> {
 
     /// Reads what can be read, sector by sector, of a volume of which nothing is promised.
     pub(super) async fn read_what_there_is(&self, volume: &sealbd::volume::Volume) -> Result<(), Violation> {
-        let export = self.setting.geometry.export_bytes;
+        let export = volume.info().size;
         for offset in (0..export).step_by(4096) {
             let range = ByteRange::within(offset, 4096, export).expect("inside");
             match client::read(volume, range).await {

@@ -44,6 +44,8 @@ impl World<'_> {
         drop(store);
         self.oracle = Oracle::new(self.setting.geometry.export_bytes);
         self.snapshot = None;
+        self.other_sizes.clear();
+        self.resizing = None;
         self.tainted = false;
         self.open_live().await
     }
@@ -61,9 +63,13 @@ impl World<'_> {
     }
 
     async fn open(&mut self, store: &Arc<Session>, mode: OpenMode) -> Result<Volume, VolumeError> {
-        let (header, keys) = self.volume.clone().expect("a volume was made first");
+        let (_, keys) = self.volume.clone().expect("a volume was made first");
         let surroundings = Surroundings::replayed(self.seeds.any());
-        let opening = Box::pin(Volume::open_in(surroundings, store.clone(), header, keys, mode, None));
+        let opening = async {
+            // It says which size the volume has.
+            let header = read_header(&**store).await?.authenticate(&keys)?;
+            Box::pin(Volume::open_in(surroundings, store.clone(), header, keys, mode, None)).await
+        };
         timeout(PATIENCE, opening)
             .await
             .unwrap_or_else(|_| Err(VolumeError::Stopped("opening took longer than an hour".into())))
@@ -74,6 +80,7 @@ impl World<'_> {
         let troubles = self.medium.state().troubles();
         let volume = self.open(&store, OpenMode::ReadWrite).await.map_err(|error| does_not_open(&error))?;
         self.tally.sessions += 1;
+        self.adopt_size(&volume)?;
         self.live = Some(Live { volume, store, troubles });
         Ok(())
     }
@@ -148,20 +155,21 @@ impl World<'_> {
 
     /// Puts a stopped volume back to an earlier state, which it opens as: there is no anchor.
     pub(super) async fn roll_back(&mut self, dice: &mut Dice) -> Result<(), Violation> {
-        let Some((image, oracle)) = self.snapshot.clone() else { return Ok(()) };
+        let Some((image, oracle, other_sizes)) = self.snapshot.clone() else { return Ok(()) };
         self.kill().await?;
         if self.tainted {
             return self.reopen(Survived::PowerLoss, dice).await;
         }
         self.medium.state().roll_back(&image);
         self.oracle = oracle;
+        self.other_sizes = other_sizes;
         self.tainted |= self.is_lying();
         self.tally.rolled_back += 1;
         self.reopen(Survived::PowerLoss, dice).await
     }
 
     pub(super) fn roll_back_under(&mut self) {
-        let Some((image, _)) = &self.snapshot else { return };
+        let Some((image, ..)) = &self.snapshot else { return };
         let mut state = self.medium.state();
         state.roll_back(image);
         state.watch.strict = false;
@@ -188,6 +196,7 @@ impl World<'_> {
         // The first session did nothing meanwhile but what it does by itself.
         if let Ok(volume) = opened {
             self.tally.sessions += 1;
+            self.adopt_size(&volume)?;
             let content = self.read_all(&volume).await;
             self.live = Some(Live { volume, store, troubles });
             if let Ok(content) = content {
@@ -216,7 +225,9 @@ impl World<'_> {
         self.open_live().await?;
         let volume = self.live.as_ref().expect("opened above").volume.clone();
         let content = self.read_all(&volume).await?;
-        if shown.is_some_and(|shown| shown != content) {
+        // What is shown read-only may have the size that a resize was to end.
+        let same = |shown: Vec<u8>| shown.iter().zip(&content).all(|(shown, found)| shown == found);
+        if shown.is_some_and(|shown| !same(shown)) {
             let what = "what was shown read-only is not what is there when opened for writing".into();
             return Err(Violation { invariant: "I2", what });
         }
