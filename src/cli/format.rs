@@ -134,7 +134,8 @@ impl Plan {
 
 async fn plan(uri: &StoreUri, options: &FormatOptions, context: &Context) -> Result<Plan, Failure> {
     let geometry = |size| {
-        Geometry::with_spare(size, options.over_provisioning).map_err(|error| wrong_size(size, &error))
+        Geometry::with_spare(size, options.over_provisioning)
+            .map_err(|error| wrong_size(size, &error, "--size "))
     };
     if let StoreUri::File(path) = uri {
         let metadata = std::fs::metadata(path).ok();
@@ -190,10 +191,10 @@ async fn note_replaced(store: &dyn SlotStore, context: &Context) {
     }
 }
 
-/// Names the nearest size that is possible.
-pub(super) fn wrong_size(size: u64, error: &VolumeError) -> Failure {
+/// Names the nearest size that is possible, as it is given.
+pub(super) fn wrong_size(size: u64, error: &VolumeError, option: &str) -> Failure {
     let possible = size.clamp(EXPORT_BYTES_MIN, EXPORT_BYTES_MAX).div_ceil(SECTOR_BYTES) * SECTOR_BYTES;
-    Failure::usage(error.to_string(), format!("a size of {possible}, for example"))
+    Failure::usage(error.to_string(), format!("{option}{possible}"))
 }
 
 /// Whether the start of a store is all zero.

@@ -81,7 +81,7 @@ fn wanted(options: &ResizeOptions) -> Result<WantedSize, Failure> {
     let size = match size {
         NewSize::Max => None,
         NewSize::Bytes(size) => {
-            Geometry::for_export(size).map_err(|error| wrong_size(size, &error))?;
+            Geometry::for_export(size).map_err(|error| wrong_size(size, &error, "sealbd resize BACKEND "))?;
             Some(size)
         }
     };
