@@ -58,6 +58,8 @@ impl Plan {
         let mut dice = Dice::new(seed);
         let mut setting = Setting::new(profile.unwrap_or_else(|| Profile::of_seed(seed)), &mut dice);
         setting.resizes = seed % 3 == 2;
+        // None is kept, a few are, all are.
+        setting.page_bytes = [24 << 20, 16 << 10, 0][usize::try_from(seed / 3 % 3).expect("below 3")];
         let mut steps: Vec<(usize, Step)> =
             (0..length).map(|number| (number, Step::random(&setting, &mut dice))).collect();
         if let Some((_, first)) = steps.first_mut().filter(|_| setting.begins_full) {

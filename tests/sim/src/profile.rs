@@ -68,6 +68,8 @@ pub struct Setting {
     pub large_percent: u64,
     /// Whether the volume is resized and compacted now and then.
     pub resizes: bool,
+    /// Bytes of index pages that sessions keep in memory.
+    pub page_bytes: u64,
 }
 
 impl Setting {
@@ -101,6 +103,7 @@ impl Setting {
             hot_sectors: dice.pick(&[4, 16, 64]),
             large_percent: if calm { 40 } else { dice.pick(&[2, 10, 30]) },
             resizes: false,
+            page_bytes: 24 << 20,
         }
     }
 

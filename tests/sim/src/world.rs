@@ -115,6 +115,7 @@ pub(crate) async fn play(
         world.medium.state().dice = Dice::new(step.seed);
         let mut dice = Dice::new(step.seed ^ 0x5eed);
         world.step(step, &mut dice).await.map_err(fail(index))?;
+        world.check_memory().map_err(fail(index))?;
     }
     at(steps.len());
     world.medium.state().dice = Dice::new(seed);
@@ -228,6 +229,20 @@ impl<'a> World<'a> {
             Action::TakeOver => self.take_over().await?,
         }
         Ok(())
+    }
+
+    /// I9: index pages stay within their share.
+    fn check_memory(&self) -> Result<(), Violation> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let status = live.volume.status();
+        let (held, most) = (status.page_bytes, status.page_bytes_max);
+        if held <= most && most <= self.setting.page_bytes.next_multiple_of(16) {
+            return Ok(());
+        }
+        Err(Violation {
+            invariant: "I9",
+            what: format!("{held} bytes of index pages are kept, {most} at most"),
+        })
     }
 
     /// A new request that changes bytes of the export.

@@ -68,7 +68,10 @@ impl World<'_> {
         let opening = async {
             // It says which size the volume has.
             let header = read_header(&**store).await?.authenticate(&keys)?;
-            Box::pin(Volume::open_in(surroundings, store.clone(), header, keys, mode, None)).await
+            let opening = Volume::open_in(surroundings, store.clone(), header, keys, mode, None);
+            let volume = Box::pin(opening).await?;
+            volume.limit_pages(self.setting.page_bytes);
+            Ok(volume)
         };
         timeout(PATIENCE, opening)
             .await
