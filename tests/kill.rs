@@ -25,7 +25,7 @@ use common::programs::{have, report, wait_for};
 use common::served::{Listen, Served};
 use fio::Witness;
 
-const ROUNDS: u64 = 12;
+const ROUNDS: u64 = 8;
 const WRITERS: u64 = 4;
 /// Every writer has a region of its own, where nobody else writes.
 const REGION_LEN: u64 = 8 << 20;
@@ -34,7 +34,7 @@ const PLACES: u64 = 256;
 const PLACE_LEN: u64 = REGION_LEN / PLACES;
 /// Requests that a writer keeps in flight.
 const IN_FLIGHT: usize = 16;
-const VOLUME_LEN: u64 = 4 << 30;
+const VOLUME_LEN: u64 = 256 << 20;
 /// A server that is not back by then keeps its clients waiting. This is a debug build on a machine with other work to do;
 /// `tests/kill_long` asks for a second.
 const REOPEN_MILLISECONDS: u64 = 10_000;
