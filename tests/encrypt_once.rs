@@ -32,6 +32,7 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 
 /// Plays steps, with random failures of the store in between; sessions end and begin as told.
 async fn play(store: &Arc<FaultyStore>, steps: &[Step], dice: &mut Dice) {
+    let nobody = Arc::strong_count(store);
     let Ok(mut volume) = volumes::open(store.clone(), OpenMode::ReadWrite).await else { return };
     for step in steps {
         if dice.below(4) == 0 {
@@ -46,6 +47,7 @@ async fn play(store: &Arc<FaultyStore>, steps: &[Step], dice: &mut Dice) {
             store.heal();
             let _ = if matches!(step, Step::Close) { volume.close().await } else { Ok(()) };
             drop(volume);
+            over(store, nobody).await;
             volume = volumes::open(store.clone(), OpenMode::ReadWrite).await.unwrap();
             continue;
         }
@@ -54,6 +56,16 @@ async fn play(store: &Arc<FaultyStore>, steps: &[Step], dice: &mut Dice) {
         let _ = tokio::join!(history::apply(&volume, SIZE, step), history::apply(&volume, SIZE, &other));
     }
     store.heal();
+    drop(volume);
+    over(store, nobody).await;
+}
+
+/// Waits for the end of what a session that was dropped still had under way: a repair, or a root. No other one
+/// may begin before that; between processes the lock of the store sees to it.
+async fn over(store: &Arc<FaultyStore>, nobody: usize) {
+    while Arc::strong_count(store) > nobody {
+        tokio::task::yield_now().await;
+    }
 }
 
 proptest! {

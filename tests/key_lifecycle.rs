@@ -229,7 +229,7 @@ fn fio(file: &Path, seconds: u64) -> Child {
         ["--name=verify", "--ioengine=libaio", "--direct=1", "--rw=randrw", "--bs=4k", "--iodepth=16"];
     let checks =
         ["--verify=crc32c", "--verify_fatal=1", "--verify_backlog=256", "--time_based", "--size=32M"];
-    let output = ["--output-format=json", "--allow_file_create=1"];
+    let output = ["--output-format=json", "--allow_file_create=1", "--verify_state_save=0"];
     let mut command = program("fio");
     command.args(fixed).args(checks).args(output).args([&file, &runtime]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

@@ -39,7 +39,8 @@ mod tests {
         assert!(with.resident_bytes > before.resident_bytes + (32 << 20), "{before:?} {with:?}");
         drop(ballast);
         let after = MemoryStatus::of_this_process(1).expect("Linux tells");
-        assert!(after.peak_bytes >= with.resident_bytes.min(with.peak_bytes), "{with:?} {after:?}");
+        // The kernel counts in batches.
+        assert!(after.peak_bytes > before.resident_bytes + (32 << 20), "{with:?} {after:?}");
         assert_eq!(after.budget_bytes, 1);
     }
 }

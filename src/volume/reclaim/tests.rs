@@ -150,6 +150,31 @@ async fn a_place_that_a_move_came_from_is_nobody_elses_before_it_took_effect() {
     clean(&volume).await;
 }
 
+/// What a long run left behind it was once passed over, and its old place kept for ever.
+#[tokio::test]
+async fn moves_take_effect_in_whatever_order_they_were_made() {
+    let volume = half_dead(OverProvisioning::MAX).await;
+    assert!(batch(&volume).await > 100);
+    let moves = {
+        let mut moves = volume.core.moves();
+        // Every third one first, the others backwards.
+        let (first, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut moves.moves).into_iter().partition(|moved| moved.sectors.start.0 % 3 == 0);
+        moves.moves = first.into_iter().chain(rest.into_iter().rev()).collect();
+        moves.moves.clone()
+    };
+    volume.checkpoint().await.unwrap();
+    let tree = volume.core.map().tree.clone();
+    for moved in moves {
+        for step in 0..moved.sectors.count {
+            let lba = Lba(moved.sectors.start.0 + step);
+            let found = volume.core.pages.run_at(&volume.core.segments, &tree, lba, 1).await.unwrap();
+            assert_eq!(found.loc, moved.new.step(step), "sector {lba}");
+        }
+    }
+    clean(&volume).await;
+}
+
 #[tokio::test]
 async fn moves_that_never_took_effect_leave_nothing_behind() {
     let volume = half_dead(OverProvisioning::MAX).await;
