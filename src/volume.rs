@@ -10,7 +10,7 @@
 //! | `write`, `read`, `flush` | what clients ask for |
 //! | `log`, `queue`, `tail` | group commit, order, the open segment |
 //! | `delta`, `tree`, `merge` | index: newer entries, pages on the store, folding one into the other |
-//! | `rows`, `segments`, `io`, `index_writer` | table and slots, places and keys, appending pages |
+//! | `rows`, `segments`, `io`, `new_segment`, `index_writer` | table and slots, places and keys, opening segments, appending pages |
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain` | background work |
 //! | `space`, `reclaim`, `cold`, `index_reclaim`, [`compact`] | how much room there is, getting space back |
@@ -35,6 +35,7 @@ mod io;
 mod log;
 mod maintain;
 mod merge;
+mod new_segment;
 mod queue;
 mod read;
 mod reclaim;

@@ -4,7 +4,7 @@
 //! others from small requests. What goes beyond the reserve comes from a pool that all connections of an export
 //! share, first come, first served. No admission means no reading: the client's socket fills up and the client
 //! waits. A client that holds some of the pool, and neither sends nor takes a byte while others wait for it, is
-//! cut off ([`Account::is_in_the_way`]).
+//! cut off.
 
 use std::future::Future;
 use std::pin::Pin;

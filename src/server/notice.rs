@@ -1,7 +1,7 @@
 //! What happens to a server that whoever runs it should know, told without flooding the log.
 //!
 //! Nothing is said about a single client or request: a thousand of them would write a thousand lines. Occasions are counted by
-//! kind; the first one of a kind is told at once, the later ones together, at most every [`TELL_EVERY`].
+//! kind; the first one of a kind is told at once, the later ones together, at most every ten seconds.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};

@@ -129,14 +129,18 @@ impl FromStr for StoreUri {
     }
 }
 
-/// The URI; parsing it gives the same backend, except for a path that is not UTF-8.
+/// The path or URI; parsing it gives the same backend.
 impl fmt::Display for StoreUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) => {
-                let looks_like_uri = path.to_str().is_some_and(|text| split_scheme(text).is_some());
-                write!(f, "{}{}", if looks_like_uri { "./" } else { "" }, path.display())
-            }
+            Self::File(path) => match path.to_str() {
+                Some(text) if split_scheme(text).is_some() => write!(f, "./{text}"),
+                Some(text) => f.write_str(text),
+                None => {
+                    let host = if path.is_absolute() { "//" } else { "" };
+                    write!(f, "file:{host}{}", encode(path.as_os_str().as_bytes()))
+                }
+            },
             Self::Nbd(target) => write!(f, "{target}"),
             Self::Memory(Some(size)) => write!(f, "mem:{size}"),
             Self::Memory(None) => write!(f, "mem:"),
@@ -435,6 +439,15 @@ mod tests {
     fn a_path_need_not_be_utf8() {
         let arg = OsStr::from_bytes(b"/srv/\xff");
         assert_eq!(StoreUri::from_arg(arg), Ok(StoreUri::File(arg.into())));
+    }
+
+    /// Once printed with marks in the place of such bytes, and even as the URI of something else.
+    #[test]
+    fn a_path_that_is_not_utf8_is_printed_so_that_it_can_be_typed() {
+        for path in [&b"a\xbdb"[..], b"/x/\xff", b"//x/\xff", b"ile:/nd\xbdx", b"nbd://h/\xbd", b"a%20\xbd"] {
+            let uri = StoreUri::File(OsStr::from_bytes(path).into());
+            assert_eq!(parsed(&uri.to_string()), uri, "{uri}");
+        }
     }
 
     #[tokio::test]

@@ -8,13 +8,14 @@ use bytes::{Bytes, BytesMut};
 
 use super::delta::Run;
 use super::io::write_store;
-use super::segments::{ReadGuard, new_row};
+use super::new_segment::NewSegment;
+use super::segments::ReadGuard;
 use super::{Core, VolumeError};
-use crate::cipher::{OpenSegmentKey, TAG_LEN, Uid};
+use crate::cipher::{OpenSegmentKey, TAG_LEN};
 use crate::format::chunk::{ChunkHeader, ChunkLayout, Entry, Op, RECORDS_MAX, chunk_checksum, set_checksum};
 use crate::format::page::{Handle, Loc};
-use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
-use crate::geometry::{Generation, SectorRange};
+use crate::format::segment::SegmentKind;
+use crate::geometry::SectorRange;
 use crate::payload::RECORD_LEN;
 use crate::store::Persist;
 
@@ -80,7 +81,8 @@ impl ColdStream {
             }
         }
         self.give_up(core);
-        self.open = Some(core.open_cold()?);
+        let NewSegment { key, phys, handle, header, .. } = core.open_outside_log(SegmentKind::Gc)?;
+        self.open = Some(OpenCold { key, phys, handle, header: Some(header) });
         Ok(RECORDS_MAX)
     }
 
@@ -149,42 +151,6 @@ impl ColdStream {
         let end = u32::try_from(offset + layout.chunk_len as u64).expect("segments are at most 64 MiB");
         core.segments.table_mut().set_bytes(handle, end);
         Ok(places)
-    }
-}
-
-impl Core {
-    fn open_cold(&self) -> Result<OpenCold, VolumeError> {
-        let uid = self.uids.fresh(&self.keys)?;
-        let id = uid.uid();
-        let kind = SegmentKind::Gc;
-        let generation = Generation(self.generation.load(std::sync::atomic::Ordering::Relaxed));
-        let (handle, phys) = {
-            let mut table = self.segments.table_mut();
-            let slot = table.take_any().ok_or(VolumeError::NoSpace)?;
-            let phys = self.header().slot_offset(slot);
-            (table.add_row(new_row(kind, id, phys, self.epoch16(), generation)), phys)
-        };
-        let mut key =
-            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header().segment_bytes));
-        self.segments.remember(key.reader());
-        let header = SegmentHeader {
-            kind,
-            epoch: self.header().active_epoch,
-            volume: self.header().volume,
-            uid: id,
-            phys,
-            writer_epoch: self.writer_epoch,
-            first_log_seq: 0,
-            previous_uid: Uid::default(),
-            previous_chain: [0; TAG_LEN],
-            next_uid: Uid::default(),
-            next_phys: 0,
-            created: self.uids.surroundings().unix_seconds(),
-        };
-        let place = key.reserve(SEGMENT_HEADER_LEN as u64).expect("a segment is longer than its header");
-        let header = header.seal(place);
-        self.count_sealed(1);
-        Ok(OpenCold { key, phys, handle, header: Some(header) })
     }
 }
 

@@ -5,12 +5,11 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::io::write_store;
-use super::segments::new_row;
+use super::new_segment::NewSegment;
 use super::{Core, VolumeError};
-use crate::cipher::{OpenSegmentKey, SealRange, TAG_LEN, Uid};
+use crate::cipher::{OpenSegmentKey, SealRange, Uid};
 use crate::format::page::{Handle, Loc, seal_page, sealed_len};
-use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
-use crate::geometry::Generation;
+use crate::format::segment::SegmentKind;
 use crate::store::Persist;
 
 /// Bytes collected before they are written.
@@ -31,7 +30,6 @@ struct OpenIndex {
     key: OpenSegmentKey,
     uid: Uid,
     phys: u64,
-    slot: u64,
     handle: Handle,
     /// Bytes from `written` on, not on the store yet.
     buffer: Vec<u8>,
@@ -109,9 +107,12 @@ impl IndexWriter {
     }
 
     fn open_ahead(&mut self, core: &Core) -> Result<(), VolumeError> {
-        let open = core.open_index()?;
-        self.unnamed.push((open.handle, open.slot));
-        self.ahead.push_back(open);
+        let NewSegment { key, uid, phys, slot, handle, header } =
+            core.open_outside_log(SegmentKind::Index)?;
+        // Grows as it is written; live bytes may be counted before that.
+        core.segments.table_mut().set_bytes(handle, core.header().segment_bytes);
+        self.unnamed.push((handle, slot));
+        self.ahead.push_back(OpenIndex { key, uid, phys, handle, buffer: header, written: 0 });
         Ok(())
     }
 
@@ -210,44 +211,5 @@ impl OpenIndex {
         self.written = end;
         core.counters.index_bytes.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
         Some((offset, bytes))
-    }
-}
-
-impl Core {
-    fn open_index(&self) -> Result<OpenIndex, VolumeError> {
-        let uid = self.uids.fresh(&self.keys)?;
-        let id = uid.uid();
-        let kind = SegmentKind::Index;
-        let generation = Generation(self.generation.load(std::sync::atomic::Ordering::Relaxed));
-        let (handle, slot, phys) = {
-            let mut table = self.segments.table_mut();
-            let slot = table.take_any().ok_or(VolumeError::NoSpace)?;
-            let phys = self.header().slot_offset(slot);
-            let handle = table.add_row(new_row(kind, id, phys, self.epoch16(), generation));
-            // Grows as it is written; live bytes may be counted before that.
-            table.set_bytes(handle, self.header().segment_bytes);
-            (handle, slot, phys)
-        };
-        let mut key =
-            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header().segment_bytes));
-        self.segments.remember(key.reader());
-        let header = SegmentHeader {
-            kind,
-            epoch: self.header().active_epoch,
-            volume: self.header().volume,
-            uid: id,
-            phys,
-            writer_epoch: self.writer_epoch,
-            first_log_seq: 0,
-            previous_uid: Uid::default(),
-            previous_chain: [0; TAG_LEN],
-            next_uid: Uid::default(),
-            next_phys: 0,
-            created: self.uids.surroundings().unix_seconds(),
-        };
-        let place = key.reserve(SEGMENT_HEADER_LEN as u64).expect("a segment is longer than its header");
-        let buffer = header.seal(place);
-        self.count_sealed(1);
-        Ok(OpenIndex { key, uid: id, phys, slot, handle, buffer, written: 0 })
     }
 }

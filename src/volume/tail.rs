@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
+use super::new_segment::Links;
 use super::segments::new_row;
 use super::{Core, VolumeError};
 use crate::cipher::{FreshUid, OpenSegmentKey, TAG_LEN, Uid};
 use crate::format::page::Handle;
 use crate::format::root::LogSpan;
-use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentHeader, SegmentKind};
+use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentKind};
 use crate::geometry::Generation;
 
 /// A segment that was given a uid, a slot and a row, and into which nothing was written yet.
@@ -105,27 +106,14 @@ impl Core {
             self.segments.table_mut().close(old.handle);
         }
         let id = uid.uid();
-        let kind = SegmentKind::Log;
-        let mut key =
-            OpenSegmentKey::create(&self.keys, kind as u8, uid, u64::from(self.header().segment_bytes));
-        let header = SegmentHeader {
-            kind,
-            epoch: self.header().active_epoch,
-            volume: self.header().volume,
-            uid: id,
-            phys,
-            writer_epoch: self.writer_epoch,
+        let links = Links {
             first_log_seq: tail.next_seq,
             previous_uid: tail.previous_uid,
             previous_chain: tail.chain,
             next_uid: successor.uid.uid(),
             next_phys: successor.phys,
-            created: self.uids.surroundings().unix_seconds(),
         };
-        let place = key.reserve(SEGMENT_HEADER_LEN as u64).expect("a segment is longer than its header");
-        let header = header.seal(place);
-        self.count_sealed(1);
-        self.segments.remember(key.reader());
+        let (key, header) = self.begin_segment(SegmentKind::Log, uid, phys, links);
         tail.segments.push_back(successor.handle);
         tail.next = Some(successor);
         tail.current = Some(OpenLog { key, uid: id, phys, handle, header: Some(header) });
