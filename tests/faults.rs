@@ -95,6 +95,15 @@ fn volume_in(directory: &Path) -> Served {
     Served::formatted(VOLUME_LEN, Listen::Unix, Some(directory.join("volume").display().to_string()))
 }
 
+/// One on a small file system of its own, which is unmounted last; nothing where none can be mounted.
+fn volume_on(mib: u32) -> Option<(Served, Small, tempfile::TempDir)> {
+    may_mount().then(|| {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let small = Small::mount(&place.path().join("small"), mib);
+        (volume_in(&small.0), small, place)
+    })
+}
+
 /// Tries to serve it, which fails.
 fn refused(served: &Served) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = outcome(&mut within(served.serve_command()));
@@ -115,12 +124,7 @@ fn within(command: Command) -> Command {
 
 #[test]
 fn a_full_disk_is_told_as_such_and_writes_go_on_without_a_restart_once_there_is_room() {
-    if !may_mount() {
-        return;
-    }
-    let place = tempfile::tempdir().expect("a temporary directory");
-    let small = Small::mount(&place.path().join("small"), 64);
-    let mut served = volume_in(&small.0);
+    let Some((mut served, small, _place)) = volume_on(64) else { return };
     let ballast = small.0.join("ballast");
     fs::write(&ballast, vec![1; 24 << 20]).expect("there is room");
     served.start();
@@ -153,12 +157,7 @@ fn a_full_disk_is_told_as_such_and_writes_go_on_without_a_restart_once_there_is_
 
 #[test]
 fn a_server_killed_on_a_full_disk_loses_nothing_and_opens_once_there_is_room() {
-    if !may_mount() {
-        return;
-    }
-    let place = tempfile::tempdir().expect("a temporary directory");
-    let small = Small::mount(&place.path().join("small"), 40);
-    let mut served = volume_in(&small.0);
+    let Some((mut served, small, _place)) = volume_on(40) else { return };
     served.start();
     let mut client = served.connect();
     let (mut model, mut random) = (Model::default(), Random::new(2));
@@ -184,12 +183,7 @@ fn a_server_killed_on_a_full_disk_loses_nothing_and_opens_once_there_is_room() {
 
 #[test]
 fn a_volume_on_a_read_only_file_system_is_refused_with_the_cause_and_served_read_only() {
-    if !may_mount() {
-        return;
-    }
-    let place = tempfile::tempdir().expect("a temporary directory");
-    let small = Small::mount(&place.path().join("small"), 64);
-    let mut served = volume_in(&small.0);
+    let Some((mut served, small, _place)) = volume_on(64) else { return };
     served.start();
     let mut model = Model::default();
     let mut client = served.connect();

@@ -2,7 +2,6 @@
 //! share is live (docs/FORMAT.md §11). The moving is that of `reclaim`, the freeing that of any root.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use super::queue::Health;
 use super::reclaim::Step;
@@ -120,12 +119,6 @@ impl Core {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Two roots: the first one frees what is dead, the second one makes it usable.
-    async fn free_what_is_dead(self: &Arc<Self>) -> Result<(), VolumeError> {
-        self.checkpoint().await?;
-        self.root_again().await
     }
 
     /// Of the segments that can be emptied: not the log that a replay visits, nor what is being filled.

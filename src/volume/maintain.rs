@@ -204,11 +204,17 @@ impl Core {
     }
 
     /// Two roots: the first one frees what is dead, the second one makes it usable.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub(super) async fn free_what_is_dead(self: &Arc<Self>) -> Result<(), VolumeError> {
+        self.checkpoint().await?;
+        self.root_again().await
+    }
+
+    /// The same for writers that wait.
     async fn roots(self: &Arc<Self>, stalled: bool) -> Next {
-        let result = match self.checkpoint().await {
-            Ok(()) => self.root_again().await,
-            Err(error) => Err(error),
-        };
+        let result = self.free_what_is_dead().await;
         self.resume_stalled();
         match result {
             Ok(()) => Next::Again,
