@@ -91,7 +91,8 @@ impl SlotStore for BlockMap {
     fn capability(&self) -> Capability {
         Capability {
             size: self.size,
-            physical_block: BLOCK,
+            write_unit: BLOCK,
+            best_unit: BLOCK,
             io_bytes_max: IO_BYTES_MAX,
             discard: true,
             read_only: false,

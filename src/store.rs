@@ -19,9 +19,11 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct Capability {
     /// Bytes that can be addressed; [`SlotStore::extend`] may make them more.
     pub size: u64,
-    /// The physical block: bytes in one block may be lost together when a write to it is cut
-    /// short. 512 or 4096; offsets and lengths of writes are multiples of it.
-    pub physical_block: u32,
+    /// Offsets and lengths of writes are multiples of it: 512 or 4096.
+    pub write_unit: u32,
+    /// What a new volume is to align its writes to: less would make the store read before it writes.
+    /// 512 or 4096, and never below `write_unit`.
+    pub best_unit: u32,
     /// Longest single read or write in bytes; callers split above it.
     pub io_bytes_max: u32,
     /// `discard` gives space back.
@@ -50,15 +52,14 @@ impl Capability {
     /// `EROFS` when the store refuses writes.
     ///
     /// # Panics
-    /// When it is longer than `io_bytes_max` or not made of whole physical blocks: a write that is
-    /// neither would put bytes at risk that were flushed before, so it must never leave.
+    /// When it is longer than `io_bytes_max` or not made of whole units: both are the caller's work.
     pub(crate) fn check_write(&self, offset: u64, parts: &[Bytes]) -> Result<usize, StoreError> {
         let len: usize = parts.iter().map(Bytes::len).sum();
-        let block = u64::from(self.physical_block);
+        let unit = u64::from(self.write_unit);
         assert!(len as u64 <= u64::from(self.io_bytes_max), "callers split writes at io_bytes_max");
         assert!(
-            offset.is_multiple_of(block) && (len as u64).is_multiple_of(block),
-            "a write is made of whole physical blocks"
+            offset.is_multiple_of(unit) && (len as u64).is_multiple_of(unit),
+            "a write is made of whole units"
         );
         self.check_writable()?;
         self.check_range(offset, len as u64)?;
@@ -210,7 +211,7 @@ pub trait SlotStore: Send + Sync + 'static {
 
     /// Writes the parts one behind the other from `offset` on; together at most
     /// [`Capability::io_bytes_max`]. Offset and total length are multiples of
-    /// [`Capability::physical_block`].
+    /// [`Capability::write_unit`].
     fn write_at(
         &self,
         offset: u64,

@@ -32,6 +32,7 @@ TOP_LEVEL = 2
 HEADER_LEN = 64 * 1024
 HEADER_OFFSETS = (0, 1 << 20)
 SEGMENT_HEADER = 4096
+BLOCK = 4096
 RECORD_DOMAIN, CHUNK_DOMAIN, SEGMENT_DOMAIN, PAGE_DOMAIN, BLOB_DOMAIN = 1, 2, 3, 4, 5
 LOG, INDEX, GC = 1, 2, 3
 WRITE, ZERO, TRIM = 1, 2, 3
@@ -349,6 +350,11 @@ def round_up(value, unit):
     return -(-value // unit) * unit
 
 
+def chunk_places(end):
+    """Where the chunk behind one that ends there may start: right there, or in the next physical block."""
+    return sorted({end, round_up(end, BLOCK)})
+
+
 class Chunk:
     """A chunk; raises Damaged unless an authentic one starts at `offset` of the segment."""
 
@@ -561,11 +567,12 @@ class Volume:
         data = self._segment(place[1], start, end)
         chunks, offset = [], start
         while True:
-            chunk = self._chunk(place, data, start, offset) if offset < end else None
-            if not chunk or (chunk.seq, chunk.chain) != (seq, chain):
+            found = [self._chunk(place, data, start, at) for at in chunk_places(offset) if at < end]
+            chunk = next((chunk for chunk in found if chunk and (chunk.seq, chunk.chain) == (seq, chain)), None)
+            if not chunk:
                 return chunks
             chunks.append(chunk)
-            offset, seq, chain = offset + chunk.len, seq + 1, chunk.tag
+            offset, seq, chain = chunk.offset + chunk.len, seq + 1, chunk.tag
 
     def _segment_header(self, uid, phys):
         try:

@@ -24,9 +24,9 @@ use servers::{Server, sparse_file};
 const SIZE: u64 = 64 << 20;
 
 #[tokio::test]
-async fn memory_keeps_the_contract_with_both_physical_blocks() {
+async fn memory_keeps_the_contract_with_both_units() {
     for block in [512, 4096] {
-        keeps_the_contract(&MemoryStore::new(SIZE).with_physical_block(block)).await;
+        keeps_the_contract(&MemoryStore::new(SIZE).with_write_unit(block)).await;
     }
     refuses_changes(&MemoryStore::new(SIZE).read_only()).await;
 }
@@ -118,11 +118,13 @@ async fn a_block_device_that_has_grown_is_seen_when_it_is_asked_to_extend() {
 struct Peer {
     args: &'static [&'static str],
     connections: usize,
-    physical_block: u32,
+    write_unit: u32,
+    best_unit: u32,
     io_bytes_max: u32,
 }
 
-const PLAIN: Peer = Peer { args: &[], connections: 4, physical_block: 4096, io_bytes_max: 32 << 20 };
+const PLAIN: Peer =
+    Peer { args: &[], connections: 4, write_unit: 512, best_unit: 4096, io_bytes_max: 32 << 20 };
 
 #[tokio::test]
 async fn nbdkit_memory_keeps_the_contract() {
@@ -157,7 +159,7 @@ async fn blocks_of_4096_bytes_demanded_by_the_server_are_obeyed() {
         "blocksize-maximum=1M",
         "blocksize-error-policy=error",
     ];
-    nbdkit_keeps_the_contract(&Peer { args, io_bytes_max: 1 << 20, ..PLAIN }).await;
+    nbdkit_keeps_the_contract(&Peer { args, write_unit: 4096, io_bytes_max: 1 << 20, ..PLAIN }).await;
 }
 
 #[tokio::test]
@@ -171,7 +173,7 @@ async fn blocks_of_512_bytes_preferred_by_the_server_are_used() {
         "blocksize-maximum=65536",
         "blocksize-error-policy=error",
     ];
-    nbdkit_keeps_the_contract(&Peer { args, physical_block: 512, io_bytes_max: 65536, ..PLAIN }).await;
+    nbdkit_keeps_the_contract(&Peer { args, best_unit: 512, io_bytes_max: 65536, ..PLAIN }).await;
 }
 
 #[tokio::test]
@@ -275,7 +277,7 @@ async fn nbdkit_keeps_the_contract(peer: &Peer) {
     let Some(server) = Server::nbdkit(directory.path(), peer.args) else { return };
     let store = open(&server.uri, Access::ReadWrite).await.expect("the server serves");
     let found = store.capability();
-    assert_eq!((found.size, found.physical_block), (SIZE, peer.physical_block));
+    assert_eq!((found.size, found.write_unit, found.best_unit), (SIZE, peer.write_unit, peer.best_unit));
     assert_eq!(found.io_bytes_max, peer.io_bytes_max);
     all_connections_come_up(&store, peer.connections).await;
     keeps_the_contract(&store).await;
@@ -457,7 +459,7 @@ async fn a_discard_leaves_its_neighbours_alone(store: &dyn SlotStore) {
 
 async fn random_changes_match_a_model(store: &dyn SlotStore) {
     const LEN: usize = 1 << 20;
-    let block = store.capability().physical_block as usize;
+    let block = store.capability().write_unit as usize;
     let mut numbers = Numbers(0x5ea1);
     let mut model = vec![0x11; LEN];
     write_in_pieces(store, &model).await;

@@ -173,6 +173,11 @@ impl OpenSegmentKey {
         Some(range)
     }
 
+    /// Goes on at the next multiple of `unit`, or at the end; what is left out is never sealed.
+    pub fn skip_to_multiple(&mut self, unit: u64) {
+        self.next = self.next.next_multiple_of(unit).min(self.end);
+    }
+
     /// The key for reading back what was sealed.
     #[must_use]
     pub fn reader(&self) -> Arc<SegmentKey> {

@@ -48,7 +48,7 @@ pub(super) async fn run(options: DemoOptions, context: &Context) -> Result<ExitC
     let first = Keyfile::create(&key)?;
     let geometry = Geometry::for_export(SIZE)?;
     let store = Arc::new(FileStore::create(&backend, geometry.store_bytes(), Existing::Refuse)?);
-    let mut new = NewVolume::prepare(geometry, store.capability().physical_block, "demo", engine)?;
+    let mut new = NewVolume::prepare(geometry, store.capability().best_unit, "demo", engine)?;
     new.add_key(&first, 0).await?;
     let header = new.write(store.clone()).await?;
     drop(store);

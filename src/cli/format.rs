@@ -81,7 +81,7 @@ pub(super) async fn run(options: FormatOptions, context: &Context) -> Result<Exi
         managers.push(Box::new(recovery));
     }
     let store = plan.store(&uri)?;
-    let align = store.capability().physical_block.max(512);
+    let align = store.capability().best_unit;
     let mut new = NewVolume::prepare(plan.geometry, align, &options.label, context.engine)?;
     for manager in &managers {
         let priority = if manager.slot_type() == SlotType::Recovery { RECOVERY_PRIORITY } else { 0 };

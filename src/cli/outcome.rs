@@ -298,6 +298,10 @@ impl From<VolumeError> for Failure {
             VolumeError::StoreTooSmall { .. } => {
                 Self::not_ours(message, "was the backend cut short? restore it, then sealbd check BACKEND")
             }
+            VolumeError::StoreUnit { .. } => {
+                let hint = "serve it from a backend that takes writes as short as that, such as a file or a block device";
+                Self::not_ours(message, hint)
+            }
             VolumeError::Damaged { structure: "header", .. } => {
                 Self::integrity(message, "sealbd header restore BACKEND FILE, from a backup")
             }

@@ -7,6 +7,7 @@
 //! ```
 
 use super::codec::{FormatError, Put, Reader};
+use super::segment::PHYSICAL_BLOCK;
 use crate::cipher::nonce::Domain;
 use crate::cipher::{SealRange, SegmentKey, TAG_LEN};
 use crate::geometry::{Lba, SectorRange};
@@ -100,6 +101,13 @@ impl ChunkLayout {
     pub fn record_offset(&self, rec: u32) -> usize {
         self.records_offset + rec as usize * RECORD_LEN
     }
+}
+
+/// Where the chunk behind one that ends at `end` of a segment may start: right there, or in the next physical block
+/// if what is before it was flushed in between.
+pub fn chunk_places(end: u64) -> impl Iterator<Item = u64> {
+    let next_block = end.next_multiple_of(PHYSICAL_BLOCK);
+    std::iter::once(end).chain((next_block != end).then_some(next_block))
 }
 
 impl ChunkPrefix {

@@ -8,6 +8,10 @@ use crate::cipher::{SealRange, SegmentKey, TAG_LEN, Uid, VolumeKeys};
 /// Bytes of a segment header.
 pub const SEGMENT_HEADER_LEN: usize = 4096;
 
+/// Bytes that a disk may lose together when a write to one of them is cut short. Nothing is appended into such a
+/// block that holds flushed bytes (docs/FORMAT.md §6).
+pub const PHYSICAL_BLOCK: u64 = 4096;
+
 const STRUCTURE: &str = "segment header";
 const MAGIC: &[u8; 8] = b"SEALSEG1";
 const VERSION: u16 = 1;

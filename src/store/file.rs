@@ -31,8 +31,10 @@ const INLINE_WRITE_BYTES_MAX: usize = 1 << 20;
 /// Parts that one `pwritev` takes: Linux' `IOV_MAX`.
 const PARTS_PER_CALL_MAX: usize = 1024;
 
-/// A device may have physical blocks of 512 bytes; to take 4096 is safe on all and costs little.
-const PHYSICAL_BLOCK: u32 = 4096;
+/// Writes go through the page cache, which takes any; a sector of the oldest disks.
+const WRITE_UNIT: u32 = 512;
+/// What the page cache reads, writes and gives back at once.
+const PAGE: u32 = 4096;
 
 /// What [`FileStore::create`] does when the file is there already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -178,7 +180,10 @@ impl SlotStore for FileStore {
     fn capability(&self) -> Capability {
         Capability {
             size: self.inner.size.load(Ordering::Relaxed),
-            physical_block: PHYSICAL_BLOCK,
+            write_unit: WRITE_UNIT,
+            // A page of a file that nothing was written to holds zeros without being read; one of a device
+            // is read first.
+            best_unit: if self.inner.regular { WRITE_UNIT } else { PAGE },
             io_bytes_max: IO_BYTES_MAX,
             discard: self.inner.punches.load(Ordering::Relaxed),
             read_only: self.inner.access != Access::ReadWrite,
@@ -257,7 +262,7 @@ impl SlotStore for FileStore {
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             self.capability().check_discard(offset, len)?;
-            let (offset, len) = whole_blocks(offset, len, PHYSICAL_BLOCK);
+            let (offset, len) = whole_blocks(offset, len, PAGE);
             if len == 0 || !self.inner.punches.load(Ordering::Relaxed) {
                 return Ok(());
             }
@@ -367,10 +372,7 @@ const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::K
 
 /// Whether the file system punches holes, tried out behind the end, where there is nothing.
 fn punches_holes(file: &File, size: u64) -> bool {
-    !matches!(
-        rustix::fs::fallocate(file, PUNCH, size, u64::from(PHYSICAL_BLOCK)),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS)
-    )
+    !matches!(rustix::fs::fallocate(file, PUNCH, size, u64::from(PAGE)), Err(Errno::OPNOTSUPP | Errno::NOSYS))
 }
 
 /// Takes the lock of the whole file, without waiting.

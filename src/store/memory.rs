@@ -96,12 +96,13 @@ enum Fate {
 }
 
 impl MemoryStore {
-    /// A store of `size` bytes, all zero, with physical blocks of 4096 bytes.
+    /// A store of `size` bytes, all zero, with writes of whole 512 bytes.
     #[must_use]
     pub fn new(size: u64) -> Self {
         let capability = Capability {
             size,
-            physical_block: 4096,
+            write_unit: 512,
+            best_unit: 512,
             io_bytes_max: IO_BYTES_MAX,
             discard: true,
             read_only: false,
@@ -117,14 +118,15 @@ impl MemoryStore {
         store
     }
 
-    /// The same store with physical blocks of 512 or 4096 bytes.
+    /// The same store with writes of whole 512 or 4096 bytes.
     ///
     /// # Panics
-    /// When `physical_block` is neither.
+    /// When `unit` is neither.
     #[must_use]
-    pub fn with_physical_block(mut self, physical_block: u32) -> Self {
-        assert!(matches!(physical_block, 512 | 4096), "physical blocks are 512 or 4096 bytes");
-        self.capability.physical_block = physical_block;
+    pub fn with_write_unit(mut self, unit: u32) -> Self {
+        assert!(matches!(unit, 512 | 4096), "units are 512 or 4096 bytes");
+        self.capability.write_unit = unit;
+        self.capability.best_unit = unit;
         self
     }
 

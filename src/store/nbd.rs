@@ -170,8 +170,8 @@ impl NbdStore {
         self.pool.last_loss().map(|loss| loss.to_string())
     }
 
-    /// Makes a range zero without sending zeros. Offset and length are multiples of the store's
-    /// physical block.
+    /// Makes a range zero without sending zeros. Offset and length are multiples of
+    /// [`Capability::write_unit`].
     ///
     /// # Errors
     /// As [`SlotStore::write_at`]; [`StoreError::Io`] with `Unsupported` when the server cannot.
@@ -330,13 +330,15 @@ impl SlotStore for NbdStore {
 /// What the volume may do with an export.
 fn capability(agreement: Agreement, access: Access) -> Capability {
     let Agreement { size, flags, blocks, replies: _ } = agreement;
-    // A server that prefers 512 says that it writes no larger block; all else is safe with 4096.
-    let physical_block = if blocks.preferred <= 512 { 512 } else { 4096 };
+    let write_unit = if blocks.minimum <= 512 { 512 } else { 4096 };
+    // A server that prefers 512 says that it reads nothing before it writes less than a page.
+    let best_unit = if blocks.preferred <= 512 { write_unit } else { 4096 };
     let io_bytes_max = blocks.maximum.min(IO_BYTES_MAX);
     Capability {
-        // Only whole blocks can be written.
-        size: size - size % u64::from(physical_block),
-        physical_block,
+        // Only whole units can be written.
+        size: size - size % u64::from(write_unit),
+        write_unit,
+        best_unit,
         io_bytes_max: io_bytes_max - io_bytes_max % 4096,
         discard: access == Access::ReadWrite && flags.contains(TransmissionFlags::SEND_TRIM),
         read_only: access == Access::ReadOnly,
@@ -409,11 +411,12 @@ mod tests {
     fn block_sizes_of_the_server_become_limits_of_the_store() {
         let limits = |agreement| {
             let found = capability(agreement, Access::ReadWrite);
-            (found.size, found.physical_block, found.io_bytes_max)
+            (found.size, found.write_unit, found.best_unit, found.io_bytes_max)
         };
-        assert_eq!(limits(agreed(10_000, 1, 4096, 32 << 20)), (8192, 4096, 32 << 20));
-        assert_eq!(limits(agreed(10_000, 512, 512, u32::MAX)), (9728, 512, 32 << 20));
-        assert_eq!(limits(agreed(10_000, 512, 65536, (1 << 20) + 512)), (8192, 4096, 1 << 20));
+        assert_eq!(limits(agreed(10_000, 1, 4096, 32 << 20)), (9728, 512, 4096, 32 << 20));
+        assert_eq!(limits(agreed(10_000, 512, 512, u32::MAX)), (9728, 512, 512, 32 << 20));
+        assert_eq!(limits(agreed(10_000, 1024, 1024, u32::MAX)), (8192, 4096, 4096, 32 << 20));
+        assert_eq!(limits(agreed(10_000, 512, 65536, (1 << 20) + 512)), (9728, 512, 4096, 1 << 20));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{Core, VolumeError};
 use crate::cipher::{OpenSegmentKey, TAG_LEN};
 use crate::format::chunk::{ChunkHeader, ChunkLayout, Entry, Op, RECORDS_MAX, chunk_checksum, set_checksum};
 use crate::format::page::{Handle, Loc};
-use crate::format::segment::SegmentKind;
+use crate::format::segment::{PHYSICAL_BLOCK, SegmentKind};
 use crate::geometry::SectorRange;
 use crate::payload::RECORD_LEN;
 use crate::store::Persist;
@@ -67,18 +67,28 @@ struct OpenCold {
 }
 
 impl ColdStream {
+    /// Whether the next chunk needs another segment.
+    pub(super) fn wants_segment(&self, core: &Core) -> bool {
+        self.room_left(core) < WORTH_A_CHUNK
+    }
+
+    /// Records that the next chunk can hold in the open segment.
+    fn room_left(&self, core: &Core) -> usize {
+        let Some(open) = &self.open else { return 0 };
+        // What is before may have been flushed.
+        let padding = open.key.offset().next_multiple_of(PHYSICAL_BLOCK) - open.key.offset();
+        let room = open.key.remaining().saturating_sub(padding);
+        let fits = |count| ChunkLayout::new(count, count, core.align()).chunk_len as u64 <= room;
+        (1..=RECORDS_MAX).rev().find(|count| fits(*count)).unwrap_or(0)
+    }
+
     /// Records that the next chunk can hold, opening a segment when there is none with room for some.
     ///
     /// # Errors
     /// [`VolumeError::NoSpace`], [`VolumeError::Randomness`].
     pub(super) fn room(&mut self, core: &Core) -> Result<usize, VolumeError> {
-        if let Some(open) = &self.open {
-            let fits =
-                |count| ChunkLayout::new(count, count, core.align()).chunk_len as u64 <= open.key.remaining();
-            let count = (1..=RECORDS_MAX).rev().find(|count| fits(*count)).unwrap_or(0);
-            if count >= WORTH_A_CHUNK {
-                return Ok(count);
-            }
+        if !self.wants_segment(core) {
+            return Ok(self.room_left(core));
         }
         self.give_up(core);
         let NewSegment { key, phys, handle, header, .. } = core.open_outside_log(SegmentKind::Gc)?;
@@ -115,6 +125,7 @@ impl ColdStream {
             count += data.len() / RECORD_LEN;
         }
         let layout = ChunkLayout::new(entries.len(), count, core.align());
+        open.key.skip_to_multiple(PHYSICAL_BLOCK);
         let mut range = open.key.reserve(layout.chunk_len as u64).expect("no more than there is room for");
         let offset = range.offset();
         let places = entries

@@ -91,6 +91,14 @@ pub enum VolumeError {
         /// Bytes needed.
         needed: u64,
     },
+    /// The store takes no writes as short as the volume's.
+    #[error("the volume writes whole {align} bytes, and the store takes whole {unit} bytes only")]
+    StoreUnit {
+        /// What the volume's writes are multiples of.
+        align: u32,
+        /// What the store's are.
+        unit: u32,
+    },
     /// The volume cannot end where it was asked to.
     #[error("the volume is in use behind byte {end}: first at byte {first}")]
     InUse {

@@ -57,22 +57,41 @@ impl Core {
     /// [`flush_to`](Self::flush_to), also for the last root of a volume that takes no more changes.
     pub(super) async fn sync_to(&self, seq: Seq) -> Result<(), ExportError> {
         let _turn = self.flusher.lock().await;
+        if self.queue().durable_seq >= seq {
+            return Ok(());
+        }
+        let last = self.end_block().await;
         let reached = {
             let mut queue = self.queue();
-            if queue.durable_seq >= seq {
-                return Ok(());
-            }
             match &queue.health {
                 Health::Stopped(ExportError::ShuttingDown) | Health::Good | Health::NeedsRepair(_) => {}
                 Health::Stopped(error) => return Err(error.clone()),
             }
             queue.unflushed_bytes = 0;
-            queue.completed_seq()
+            // What was written behind the end of the block is flushed, too, but not to stay so for certain.
+            queue.completed_seq().min(last)
         };
         self.sync_store().await.map_err(|error| store_to_export(&error))?;
         let mut queue = self.queue();
         queue.durable_seq = queue.durable_seq.max(reached);
         Ok(())
+    }
+
+    /// Lets the log go on in a new physical block, and waits until everything before it is written: no byte of
+    /// a block that is being flushed is written later (docs/FORMAT.md §6). Returns the last chunk before it.
+    async fn end_block(&self) -> Seq {
+        let last = {
+            let mut tail = self.tail();
+            tail.new_block = true;
+            tail.next_seq - 1
+        };
+        loop {
+            let progress = self.progress.notified();
+            if self.queue().in_flight.front().is_none_or(|chunk| chunk.seq > last) {
+                return last;
+            }
+            progress.await;
+        }
     }
 
     /// Flushes the store; a failure stops the volume.

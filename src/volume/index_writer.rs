@@ -9,7 +9,7 @@ use super::new_segment::NewSegment;
 use super::{Core, VolumeError};
 use crate::cipher::{OpenSegmentKey, SealRange, Uid};
 use crate::format::page::{Handle, Loc, seal_page, sealed_len};
-use crate::format::segment::SegmentKind;
+use crate::format::segment::{PHYSICAL_BLOCK, SegmentKind};
 use crate::store::Persist;
 
 /// Bytes collected before they are written.
@@ -51,7 +51,7 @@ impl IndexWriter {
     /// # Errors
     /// [`VolumeError::NoSpace`].
     pub(super) fn place(&mut self, core: &Core, len: usize) -> Result<IndexPlace, VolumeError> {
-        if !self.fits_next(core, len) && self.ahead.is_empty() {
+        if !self.fits_next(len) && self.ahead.is_empty() {
             self.open_ahead(core)?;
         }
         self.prepared(core, len)
@@ -63,16 +63,16 @@ impl IndexWriter {
     /// # Errors
     /// [`VolumeError::NoSpace`].
     pub(super) fn prepare(&mut self, core: &Core, lens: &[usize]) -> Result<(), VolumeError> {
-        while !self.has_room(core, lens) {
+        while !self.has_room(lens) {
             self.open_ahead(core)?;
         }
         Ok(())
     }
 
-    fn has_room(&self, core: &Core, lens: &[usize]) -> bool {
+    fn has_room(&self, lens: &[usize]) -> bool {
         let mut ahead = self.ahead.iter().map(|open| open.key.remaining());
         let mut left = self.open.last().map_or(0, |open| open.key.remaining());
-        let padding = core.align() as u64;
+        let padding = PHYSICAL_BLOCK;
         for len in lens {
             let len = len.next_multiple_of(16) as u64 + padding;
             while left < len {
@@ -89,7 +89,7 @@ impl IndexWriter {
     /// # Errors
     /// [`VolumeError::Inconsistent`] when it was not [prepared](Self::prepare) for.
     pub(super) fn prepared(&mut self, core: &Core, len: usize) -> Result<IndexPlace, VolumeError> {
-        if !self.fits_next(core, len) {
+        if !self.fits_next(len) {
             let missing = || VolumeError::Inconsistent("the segment table outgrew its place".into());
             self.open.push(self.ahead.pop_front().ok_or_else(missing)?);
         }
@@ -101,8 +101,8 @@ impl IndexWriter {
     }
 
     /// Whether the segment that is being filled has room for `len` bytes, and the padding that ends it.
-    fn fits_next(&self, core: &Core, len: usize) -> bool {
-        let len = len.next_multiple_of(16) as u64 + core.align() as u64;
+    fn fits_next(&self, len: usize) -> bool {
+        let len = len.next_multiple_of(16) as u64 + PHYSICAL_BLOCK;
         self.open.last().is_some_and(|open| open.key.remaining() >= len)
     }
 
@@ -197,14 +197,13 @@ impl IndexWriter {
 }
 
 impl OpenIndex {
-    /// What was collected, padded to the alignment, and where it goes on the store.
+    /// What was collected, padded to whole blocks, and where it goes on the store.
     fn take_buffer(&mut self, core: &Core) -> Option<(u64, Vec<u8>)> {
         if self.buffer.is_empty() {
             return None;
         }
-        let end = self.key.offset().next_multiple_of(core.align() as u64);
-        // The padding is never sealed, only skipped.
-        let _padding = self.key.reserve(end - self.key.offset());
+        self.key.skip_to_multiple(PHYSICAL_BLOCK);
+        let end = self.key.offset();
         let mut bytes = std::mem::take(&mut self.buffer);
         bytes.resize(usize::try_from(end - self.written).expect("the buffer fits in memory"), 0);
         let offset = self.phys + self.written;

@@ -27,6 +27,7 @@ use crate::format::chunk::{
 };
 use crate::format::page::Loc;
 use crate::format::root::LogSpan;
+use crate::format::segment::PHYSICAL_BLOCK;
 use crate::geometry::{Lba, SectorRange};
 use crate::payload::RECORD_LEN;
 use crate::store::Persist;
@@ -168,11 +169,20 @@ impl Core {
         if !data_fits && !self.queue().goes_without_room() {
             return Ok(false);
         }
-        let least = ChunkLayout::new(1, 1, self.align()).chunk_len as u64;
-        if tail.current.as_ref().is_some_and(|open| open.key.remaining() >= least) {
+        let new_block = std::mem::take(&mut tail.new_block);
+        if let Some(open) = tail.current.as_mut().filter(|_| new_block) {
+            open.key.skip_to_multiple(PHYSICAL_BLOCK);
+        }
+        if self.segment_has_room(tail) {
             return Ok(true);
         }
         self.rotate(tail)
+    }
+
+    /// Whether the segment being filled takes a chunk of one record.
+    pub(super) fn segment_has_room(&self, tail: &Tail) -> bool {
+        let least = ChunkLayout::new(1, 1, self.align()).chunk_len as u64;
+        tail.current.as_ref().is_some_and(|open| open.key.remaining() >= least)
     }
 
     async fn seal_and_write(&self, composed: Composed) -> Result<(), ExportError> {

@@ -102,7 +102,7 @@ impl Core {
         }
         let due = self.checkpoint_is_due(unfolded)
             || rounds.last_checkpoint.elapsed() >= CHECKPOINT_EVERY && unfolded >= CHECKPOINT_BYTES_IDLE;
-        if due && self.checkpoint().await.is_ok() {
+        if due && self.fold().await.is_ok() {
             rounds.last_checkpoint = Instant::now();
         } else if unflushed >= FLUSH_BYTES || ticked && unflushed > 0 {
             let completed = self.queue().completed_seq();
@@ -149,6 +149,13 @@ impl Core {
         let needless = !self.space_is_low() || rounds.nothing_at == Some(root);
         if !stalled && !reclaimer.is_going() && needless {
             return Next::Wait;
+        }
+        let waits = self.segments.table().waits_for_readers();
+        if waits && !reclaimer.is_going() && !self.has_room_for_moves() {
+            // What is emptied comes back when they end; until then moves and roots only take from the reserve.
+            drop(reclaimer);
+            self.readers_end().await;
+            return Next::Again;
         }
         if stalled && rounds.rooted == 0 && !reclaimer.is_going() {
             // What is dead already needs no moving.
@@ -203,6 +210,13 @@ impl Core {
         }
     }
 
+    /// A checkpoint that has come due. Where space is low, what it made superfluous becomes usable at once: moves
+    /// count on no more than one checkpoint's pages being on the store twice.
+    async fn fold(self: &Arc<Self>) -> Result<(), VolumeError> {
+        let frees = self.space_is_low() && !self.segments.table().waits_for_readers();
+        if frees { self.free_what_is_dead().await } else { self.checkpoint().await }
+    }
+
     /// Two roots: the first one frees what is dead, the second one makes it usable.
     ///
     /// # Errors
@@ -230,16 +244,20 @@ impl Core {
     /// Nothing more can be emptied: waits for readers, if that is what room depends on, else tells the
     /// writers that wait.
     async fn no_room(self: &Arc<Self>) {
-        let ended = self.segments.table().readers_ended();
-        let waits = self.segments.table().waits_for_readers();
-        if waits {
-            // They end; a reader holds nothing while it waits for its client.
-            ended.notified().await;
+        if self.segments.table().waits_for_readers() {
+            self.readers_end().await;
             return;
         }
         if self.queue().stalled {
             self.fail_data();
         }
+    }
+
+    /// Waits until some reader has ended, or it is time to look at other things. Readers do end: one holds nothing
+    /// while it waits for its client.
+    async fn readers_end(&self) {
+        let ended = self.segments.table().readers_ended();
+        let _late = tokio::time::timeout(FLUSH_EVERY, ended.notified()).await;
     }
 
     fn fail_waiting(&self, error: &VolumeError) {
@@ -267,7 +285,7 @@ impl Core {
     /// Lets waiting changes go on if what they wait for is there.
     pub(super) fn resume_stalled(self: &Arc<Self>) {
         let data_fits = self.writers_have_room();
-        let fits = self.segments.table().available_slots() > 0;
+        let fits = self.segments.table().available_slots() > 0 || self.segment_has_room(&self.tail());
         let room = self.map().active.len() < DELTA_RUNS_MAX;
         let mut queue = self.queue();
         if queue.stalled && room && fits && (data_fits || queue.goes_without_room()) {

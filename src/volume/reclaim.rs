@@ -17,9 +17,11 @@ use super::io::read_store;
 use super::log::effects;
 use super::segments::ReadGuard;
 use super::{Core, VolumeError};
-use crate::cipher::Uid;
+use crate::cipher::{SegmentKey, Uid};
 use crate::format::FormatError;
-use crate::format::chunk::{ChunkHeader, ChunkLayout, ChunkPrefix, ENTRIES_MAX, PREFIX_LEN, RECORDS_MAX};
+use crate::format::chunk::{
+    ChunkHeader, ChunkLayout, ChunkPrefix, ENTRIES_MAX, PREFIX_LEN, RECORDS_MAX, chunk_places,
+};
 use crate::format::page::Handle;
 use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentKind};
 use crate::format::table::{Row, SegmentState};
@@ -91,12 +93,23 @@ impl Reclaimer {
             let Some(batch) = self.begin(core).await? else { return Ok(Step::Nothing) };
             self.batch = Some(batch);
         }
+        if self.takes_from_checkpoints(core) {
+            self.give_up(core);
+            return Ok(Step::Finished);
+        }
         let moved = self.move_chunk(core).await;
         let left = self.batch.as_ref().map_or(0, |batch| batch.candidates.len());
         if moved.is_err() || left == 0 {
             self.give_up(core);
         }
         moved.map(|()| if left == 0 { Step::Finished } else { Step::Going })
+    }
+
+    /// Whether the next chunk would take a slot that the checkpoints need which free what was emptied so far: what
+    /// a batch fills is an estimate, and checkpoints may have come in between.
+    fn takes_from_checkpoints(&self, core: &Core) -> bool {
+        let has_moved = self.batch.as_ref().is_some_and(|batch| batch.candidates.len() < batch.total);
+        has_moved && self.cold.wants_segment(core) && !core.has_room_for_moves()
     }
 
     /// Ends the batch; what was moved counts.
@@ -263,22 +276,50 @@ impl Core {
         let (mut offset, end) = (SEGMENT_HEADER_LEN as u64, u64::from(row.bytes));
         let mut runs = Vec::new();
         while offset + (PREFIX_LEN as u64) <= end {
-            let room = end - offset;
-            let damaged = |source| VolumeError::damaged("chunk", row.phys + offset, source);
-            let guess = HEADER_GUESS.min(usize::try_from(room).expect("segments are at most 64 MiB"));
-            let mut bytes = read_store(&*self.store, row.phys + offset, guess).await?;
-            let prefix = bytes.first_chunk::<PREFIX_LEN>().expect("a guess is longer than a prefix");
-            let prefix = ChunkPrefix::decode(prefix, self.align(), room).map_err(damaged)?;
-            let layout = prefix.layout(self.align());
-            if bytes.len() < layout.records_offset {
-                bytes = read_store(&*self.store, row.phys + offset, layout.records_offset).await?;
-            }
-            let (header, _) = ChunkHeader::open(&prefix, &key, offset, &bytes).map_err(damaged)?;
-            let here = effects(&header.entries, &layout, handle, offset);
+            let (at, prefix, header) = self.chunk_behind(&key, row.phys, offset, end).await?;
+            let here = effects(&header.entries, &prefix.layout(self.align()), handle, at);
             runs.extend(here.into_iter().filter(|run| run.loc.handle().is_some()));
-            offset += u64::from(prefix.chunk_bytes);
+            offset = at + u64::from(prefix.chunk_bytes);
         }
         Ok(runs)
+    }
+
+    /// The header of the chunk behind one that ends at `offset`, and where it starts.
+    async fn chunk_behind(
+        &self,
+        key: &SegmentKey,
+        phys: u64,
+        offset: u64,
+        end: u64,
+    ) -> Result<(u64, ChunkPrefix, ChunkHeader), VolumeError> {
+        let mut missing = None;
+        for at in chunk_places(offset).filter(|at| at + (PREFIX_LEN as u64) <= end) {
+            match self.chunk_header(key, phys, at, end).await {
+                Ok((prefix, header)) => return Ok((at, prefix, header)),
+                Err(error) => missing = missing.or(Some(error)),
+            }
+        }
+        Err(missing.expect("the caller looks before the end only"))
+    }
+
+    async fn chunk_header(
+        &self,
+        key: &SegmentKey,
+        phys: u64,
+        at: u64,
+        end: u64,
+    ) -> Result<(ChunkPrefix, ChunkHeader), VolumeError> {
+        let damaged = |source| VolumeError::damaged("chunk", phys + at, source);
+        let guess = HEADER_GUESS.min(usize::try_from(end - at).expect("segments are at most 64 MiB"));
+        let mut bytes = read_store(&*self.store, phys + at, guess).await?;
+        let prefix = bytes.first_chunk::<PREFIX_LEN>().expect("a guess is longer than a prefix");
+        let prefix = ChunkPrefix::decode(prefix, self.align(), end - at).map_err(damaged)?;
+        let records_offset = prefix.layout(self.align()).records_offset;
+        if bytes.len() < records_offset {
+            bytes = read_store(&*self.store, phys + at, records_offset).await?;
+        }
+        let (header, _) = ChunkHeader::open(&prefix, key, at, &bytes).map_err(damaged)?;
+        Ok((prefix, header))
     }
 
     /// The parts of `run` that the index still finds there.

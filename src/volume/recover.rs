@@ -27,7 +27,7 @@ use crate::format::root::{BlobPointer, LogSpan, RING_BLOCK_LEN, RingBlock, Root,
 use crate::format::segment::SegmentKind;
 use crate::format::table::TablePart;
 use crate::geometry::{Generation, Lba, SECTOR_BYTES};
-use crate::store::SlotStore;
+use crate::store::{Capability, SlotStore};
 
 /// Longest stored table part: its rows and a tag.
 const TABLE_PART_LEN_MAX: u32 = 2 << 20;
@@ -96,7 +96,10 @@ impl Volume {
         if mode == OpenMode::ReadWrite && !header.is_writable() {
             return Err(VolumeError::Unsupported(FormatError::Incompatible(header.ro_compat)));
         }
-        let size = store.capability().size;
+        let Capability { size, write_unit: unit, .. } = store.capability();
+        if mode == OpenMode::ReadWrite && !header.align.is_multiple_of(unit) {
+            return Err(VolumeError::StoreUnit { align: header.align, unit });
+        }
         if size < header.store_bytes() {
             return Err(VolumeError::StoreTooSmall { found: size, needed: header.store_bytes() });
         }

@@ -10,7 +10,7 @@ use super::segments::new_row;
 use super::{VolumeError, segments};
 use crate::cipher::Uid;
 use crate::format::FormatError;
-use crate::format::chunk::{ChunkHeader, ChunkPrefix, PREFIX_LEN};
+use crate::format::chunk::{ChunkHeader, ChunkPrefix, PREFIX_LEN, chunk_places};
 use crate::format::header::Header;
 use crate::format::page::Handle;
 use crate::format::root::LogSpan;
@@ -154,14 +154,18 @@ impl Replay<'_> {
         let bytes = self.load(span.phys, start, end).await?;
         let mut found = Vec::new();
         let (mut offset, mut seq, mut chain) = (start, span.start_seq, span.chain);
-        while let Some(chunk) = self.chunk_at(&span, &bytes, start, offset)? {
-            if chunk.0.seq != seq || chunk.1 != chain {
-                break;
+        'chunks: loop {
+            for place in chunk_places(offset) {
+                let Some((chunk, before)) = self.chunk_at(&span, &bytes, start, place)? else { continue };
+                if (chunk.seq, before) != (seq, chain) {
+                    continue;
+                }
+                (offset, seq, chain) = (chunk.end, seq + 1, chunk.tag);
+                found.push(chunk);
+                continue 'chunks;
             }
-            (offset, seq, chain) = (chunk.0.end, seq + 1, chunk.0.tag);
-            found.push(chunk.0);
+            return Ok(found);
         }
-        Ok(found)
     }
 
     async fn load(&self, phys: u64, start: u64, end: u64) -> Result<Vec<u8>, VolumeError> {
@@ -197,7 +201,7 @@ impl Replay<'_> {
         offset: u64,
     ) -> Result<Option<(Found, [u8; 16])>, VolumeError> {
         let at = usize::try_from(offset - start).expect("segments are at most 64 MiB");
-        let rest = &bytes[at..];
+        let Some(rest) = bytes.get(at..) else { return Ok(None) };
         let Some(prefix) = rest.first_chunk::<PREFIX_LEN>() else { return Ok(None) };
         let align = self.header.align as usize;
         let Ok(prefix) = ChunkPrefix::decode(prefix, align, rest.len() as u64) else { return Ok(None) };

@@ -85,9 +85,17 @@ impl Core {
 
     /// Slots that a batch of moves may fill now, at least one.
     pub(super) fn room_for_moves(&self) -> u64 {
+        self.free_for_moves().max(1)
+    }
+
+    /// Whether a batch of moves may fill another slot.
+    pub(super) fn has_room_for_moves(&self) -> bool {
+        self.free_for_moves() > 0
+    }
+
+    fn free_for_moves(&self) -> u64 {
         // Of the reserve, half is left to the checkpoint that frees what is emptied.
-        let unused = self.segments.table().unused();
-        unused.saturating_sub(self.room.reserve().div_ceil(2)).max(1)
+        self.segments.table().unused().saturating_sub(self.room.reserve().div_ceil(2))
     }
 
     /// Slots that writers may use while a batch of moves fills `moved` of them.

@@ -35,6 +35,8 @@ pub(super) struct Tail {
     pub(super) next_seq: u64,
     /// Tag of the last chunk header.
     pub(super) chain: [u8; TAG_LEN],
+    /// What was composed so far is being flushed: the next chunk may not share a physical block with it.
+    pub(super) new_block: bool,
     previous_uid: Uid,
     /// Log segments that a replay of the last root would visit, oldest first, `next` included.
     pub(super) segments: VecDeque<Handle>,
@@ -48,7 +50,7 @@ impl Tail {
         previous_uid: Uid,
         segments: VecDeque<Handle>,
     ) -> Self {
-        Self { current: None, next: None, next_seq, chain, previous_uid, segments }
+        Self { current: None, next: None, next_seq, chain, new_block: false, previous_uid, segments }
     }
 
     /// Where the first chunk of `next` will be found.

@@ -129,7 +129,13 @@ impl Core {
         loop {
             let added = self.add(&mut self.queue(), sectors, op, &mut records);
             match added {
-                Added::Waiting { receiver, leader } => return self.finish(receiver, leader).await,
+                Added::Waiting { receiver, leader } => {
+                    if op != Op::Write && !leader {
+                        // What gives space back does not wait for those who make room.
+                        self.resume_stalled();
+                    }
+                    return self.finish(receiver, leader).await;
+                }
                 Added::Blocked(Blocked::OnMerge(done)) => merge_ended(&done).await,
                 Added::Blocked(Blocked::OnRepair) => self.repair().await?,
             }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use sealbd::cipher::{Engine, Uid, VolumeKeys};
-use sealbd::format::chunk::{ChunkHeader, ChunkPrefix};
+use sealbd::format::chunk::{ChunkHeader, ChunkPrefix, chunk_places};
 use sealbd::format::header::Header;
 use sealbd::format::page::{FANOUT, Inner, Leaf, Loc, TOP_LEVEL, open_sealed_page};
 use sealbd::format::root::{RING_BLOCK_LEN, RingBlock, Root, open_table_part};
@@ -147,10 +147,12 @@ impl Anatomy {
             let (mut uid, mut phys, mut at) = (span.uid, span.phys, u64::from(span.start_offset));
             loop {
                 self.log_segments.push(phys);
-                while let Some(chunk) = self.chunk(store, uid, phys, at, end) {
-                    at += chunk.place.len as u64;
-                    self.log.push(chunk);
-                }
+                let behind = |at| chunk_places(at).find_map(|at| self.chunk(store, uid, phys, at, end));
+                let found: Vec<_> = std::iter::successors(behind(at), |chunk| {
+                    behind(chunk.place.offset + chunk.place.len as u64 - phys)
+                })
+                .collect();
+                self.log.extend(found);
                 let key = self.keys.segment_key(SegmentKind::Log as u8, uid);
                 let bytes = store.read_raw(phys, SEGMENT_HEADER_LEN);
                 let header = SegmentHeader::open(&bytes, &self.keys, &key, SegmentKind::Log);
@@ -164,7 +166,7 @@ impl Anatomy {
     }
 
     fn chunk(&self, store: &MemoryStore, uid: Uid, phys: u64, at: u64, end: u64) -> Option<FoundChunk> {
-        let room = end - at;
+        let room = end.checked_sub(at)?;
         let bytes = store.read_raw(phys + at, usize::try_from(room).unwrap());
         let align = self.header.align as usize;
         let prefix = ChunkPrefix::decode(bytes.first_chunk()?, align, room).ok()?;

@@ -75,7 +75,7 @@ pub(crate) async fn unlock_with(store: &dyn SlotStore, engine: Engine) -> Result
 
 /// Makes a volume on any store.
 pub(crate) async fn format(store: Arc<dyn SlotStore>, geometry: Geometry) -> Result<(), VolumeError> {
-    let mut new = NewVolume::prepare(geometry, 4096, "test", Engine::default())?;
+    let mut new = NewVolume::prepare(geometry, store.capability().best_unit, "test", Engine::default())?;
     new.add_key(&FixedKey, 0).await?;
     new.write(store).await.map(|_| ())
 }

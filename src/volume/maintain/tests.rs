@@ -25,7 +25,7 @@ fn manager() -> Keyfile {
 async fn format() -> MemoryStore {
     let geometry = Geometry::for_export(SIZE).unwrap();
     let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
-    let mut new = NewVolume::prepare(geometry, 4096, "maintain", Engine::default()).unwrap();
+    let mut new = NewVolume::prepare(geometry, 512, "maintain", Engine::default()).unwrap();
     new.add_key(&manager(), 0).await.unwrap();
     new.write(store.clone()).await.unwrap();
     store.snapshot()

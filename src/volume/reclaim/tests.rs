@@ -27,7 +27,7 @@ async fn fresh(size: u64, spare: OverProvisioning) -> Volume {
     let geometry = Geometry::with_spare(size, spare).unwrap();
     let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
     let manager = || Keyfile::from_secret(Secret32::take(&mut [7; 32]));
-    let mut new = NewVolume::prepare(geometry, 4096, "reclaim", Engine::default()).unwrap();
+    let mut new = NewVolume::prepare(geometry, 512, "reclaim", Engine::default()).unwrap();
     new.add_key(&manager(), 0).await.unwrap();
     new.write(store.clone()).await.unwrap();
     let header = read_header(&*store).await.unwrap();
@@ -90,6 +90,25 @@ async fn a_batch_empties_segments_and_everything_reads_as_before() {
     for lba in 0..SECTORS {
         assert_eq!(fill_of(&volume, lba).await, if lba % 2 == 0 { 2 } else { 1 });
     }
+    clean(&volume).await;
+}
+
+#[tokio::test]
+async fn moves_leave_checkpoints_what_they_need_also_when_others_took_slots_meanwhile() {
+    let volume = half_dead(OverProvisioning::MAX).await;
+    let least = volume.core.room.reserve().div_ceil(2);
+    let mut reclaimer = Reclaimer::default();
+    assert_eq!(reclaimer.step(&volume.core).await.unwrap(), Step::Going);
+    let mut taken = Vec::new();
+    while volume.core.segments.table().unused() > least {
+        taken.push(volume.core.segments.table_mut().take_any().unwrap());
+    }
+    while reclaimer.step(&volume.core).await.unwrap() == Step::Going {}
+    assert_eq!(volume.core.segments.table().unused(), least);
+    let moved: u64 = volume.core.moves().moves.iter().map(|moved| moved.sectors.count).sum();
+    assert!(moved > 0);
+    volume.core.segments.table_mut().release(&taken);
+    volume.checkpoint().await.unwrap();
     clean(&volume).await;
 }
 
@@ -244,7 +263,15 @@ async fn trim_is_not_held_up_by_writes_that_wait_for_room() {
         }
     };
     tokio::time::timeout(DEADLINE, waits).await.expect("writers come to where the reader is in their way");
-    let trimmed = sectors(&volume, 0, 512);
+    // Somewhere else than what waits: it would have to wait for that.
+    let far = {
+        let queue = volume.core.queue();
+        let waits = |lba: u64| {
+            queue.waiting.iter().any(|part| part.sectors.overlaps(SectorRange::new(Lba(lba), 512)))
+        };
+        (0..SECTORS).step_by(512).find(|lba| !waits(*lba)).unwrap()
+    };
+    let trimmed = sectors(&volume, far, 512);
     tokio::time::timeout(DEADLINE, volume.trim(trimmed, Durability::Durable))
         .await
         .expect("at once")

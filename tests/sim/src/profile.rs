@@ -92,7 +92,7 @@ impl Setting {
         Self {
             profile,
             geometry,
-            align: dice.pick(&[512, 4096, 4096]),
+            align: dice.pick(&[512, 512, 4096]),
             io_bytes_max: dice.pick(&[64 << 10, 1 << 20, 8 << 20, 8 << 20]),
             manners,
             busy: dice.one_in(2),
@@ -119,7 +119,8 @@ impl Setting {
     pub fn capability(&self) -> Capability {
         Capability {
             size: self.geometry.store_bytes(),
-            physical_block: self.align,
+            write_unit: self.align,
+            best_unit: self.align,
             io_bytes_max: self.io_bytes_max,
             discard: true,
             read_only: false,

@@ -2,7 +2,8 @@
 //!
 //! A write lands after a while, in any order with others; a `sync` makes durable exactly what had landed
 //! before it began. On power loss everything else, landed or under way, is lost, kept or torn into units of 512
-//! bytes, each by its own dice. A session is one process's way to the store; once cut, nothing of it
+//! bytes, each by its own dice; a torn write may take the physical blocks at its ends with it, whatever else they
+//! hold. A session is one process's way to the store; once cut, nothing of it
 //! arrives any more.
 
 mod image;
@@ -11,6 +12,7 @@ mod session;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sealbd::format::segment::PHYSICAL_BLOCK;
 use sealbd::store::{Capability, StoreError};
 use tokio::time::Instant;
 
@@ -226,6 +228,9 @@ impl State {
             };
             if let Some(change) = self.chosen(&change, fate) {
                 change.apply(&mut left);
+                if change.kept.is_some() && self.dice.one_in(2) {
+                    change.spoil_ends(&mut left);
+                }
             }
         }
         self.now = left.clone();
@@ -374,6 +379,13 @@ impl State {
 }
 
 impl Change {
+    /// The physical blocks that the change begins and ends in hold nothing any more.
+    fn spoil_ends(&self, image: &mut Image) {
+        for at in [self.offset, self.offset + self.len - 1] {
+            image.write(at - at % PHYSICAL_BLOCK, &[0xb5; PHYSICAL_BLOCK as usize]);
+        }
+    }
+
     fn apply(&self, image: &mut Image) {
         match (&self.bytes, &self.kept) {
             (None, _) => image.clear(self.offset, self.len),

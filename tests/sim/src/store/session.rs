@@ -80,9 +80,9 @@ impl Session {
         let bytes: Arc<[u8]> = parts.concat().into();
         let len = bytes.len() as u64;
         let capability = self.medium.capability;
-        let block = u64::from(capability.physical_block);
+        let unit = u64::from(capability.write_unit);
         assert!(len <= u64::from(capability.io_bytes_max), "callers split");
-        assert!(offset.is_multiple_of(block) && len.is_multiple_of(block), "whole physical blocks");
+        assert!(offset.is_multiple_of(unit) && len.is_multiple_of(unit), "whole units");
         if offset + len > self.medium.state().size {
             return Err(StoreError::OutOfRange { offset, len });
         }
