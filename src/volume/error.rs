@@ -39,7 +39,7 @@ pub enum VolumeError {
     LogDamaged {
         /// Number of the missing chunk.
         seq: u64,
-        /// Where it should lie.
+        /// Where it should lie, or at the next multiple of 4096 behind that.
         offset: u64,
         /// A later chunk that is intact.
         later: u64,

@@ -1,6 +1,6 @@
 //! Power cuts of the real binary while a small volume is full and overwritten at random: sixteen requests in flight, segments
-//! emptied for new ones, a checkpoint every few megabytes. Cuts are aimed by what the store was being written, and counted
-//! by it. How a volume is resized under cuts is in `crash/busy.rs`.
+//! emptied for new ones, a checkpoint every few megabytes; in the end it grows. Cuts are aimed by what the store was being
+//! written, and counted by it. How a volume becomes smaller under cuts is in `crash/busy.rs`.
 
 use std::collections::BTreeMap;
 
@@ -27,6 +27,9 @@ const NOISE: u64 = 13;
 const NOISE_SECTORS: u64 = 8;
 /// Changes of the region in a group.
 const CHANGES: u64 = 3;
+/// Groups before which the volume grows by [`GROWTH`], late, because there is more room from then on.
+const GROWS_AT: [usize; 3] = [200, 220, 240];
+const GROWTH: u64 = 2 * MIB;
 /// Groups between two looks at the status.
 const LOOK_EVERY: usize = 10;
 /// Cuts aimed at each of [`Place`].
@@ -41,11 +44,13 @@ enum Place {
     Checkpoint,
     /// A block of the ring is.
     Root,
+    /// A copy of the header is.
+    Resize,
     /// Fewer slots are free than reclaim wants to have, before and after.
     LowSpace,
 }
 
-const PLACES: [Place; 4] = [Place::Reclaim, Place::Checkpoint, Place::Root, Place::LowSpace];
+const PLACES: [Place; 5] = [Place::Reclaim, Place::Checkpoint, Place::Root, Place::Resize, Place::LowSpace];
 
 /// What was written to a sector outside of the region: group and stamp, oldest first.
 type Noise = Vec<Vec<(usize, u64)>>;
@@ -65,6 +70,7 @@ fn keep_busy(
     random: &mut Random,
     now: impl Fn() -> Moment,
     is_low: impl Fn() -> bool,
+    grow: impl Fn(u64) + Sync,
 ) -> Busy {
     let sectors = usize::try_from(SECTOR_COUNT).expect("small");
     let mut busy = Busy {
@@ -82,9 +88,11 @@ fn keep_busy(
         if number.is_multiple_of(LOOK_EVERY) {
             busy.looks.push((now(), is_low()));
         }
+        let step = GROWS_AT.iter().position(|at| *at == number);
+        let size = step.map(|step| BUSY_LEN + (step as u64 + 1) * GROWTH);
         let sent = now();
         let mut group = Group::default();
-        if random.one_in(12) {
+        if random.one_in(12) && size.is_none() {
             client.flush().expect("flushed");
             group.durable_at = Some(now());
         } else {
@@ -107,7 +115,13 @@ fn keep_busy(
                 }
             }
             in_flight.extend(group.steps.iter().map(|step| (place_of(step.first), SECTOR_LEN, step.stamp)));
-            send_all(client, &in_flight);
+            std::thread::scope(|scope| {
+                if let Some(size) = size {
+                    let grow = &grow;
+                    scope.spawn(move || grow(size));
+                }
+                send_all(client, &in_flight);
+            });
         }
         busy.times.push((sent, now()));
         busy.history.groups.push(group);
@@ -192,7 +206,8 @@ fn under_way(log: &[(Target, Moment, Moment)], cut: Moment) -> Vec<Place> {
             Target::Moved => Some(Place::Reclaim),
             Target::Index => Some(Place::Checkpoint),
             Target::Ring => Some(Place::Root),
-            Target::Log | Target::Header => None,
+            Target::Header => Some(Place::Resize),
+            Target::Log => None,
         })
         .collect();
     places.sort_unstable();
@@ -201,7 +216,7 @@ fn under_way(log: &[(Target, Moment, Moment)], cut: Moment) -> Vec<Place> {
 }
 
 #[test]
-fn a_power_cut_in_reclaim_checkpoint_or_low_space_leaves_a_prefix() {
+fn a_power_cut_in_reclaim_checkpoint_resize_or_low_space_leaves_a_prefix() {
     if is_control_run() {
         return;
     }
@@ -222,7 +237,12 @@ fn a_power_cut_in_reclaim_checkpoint_or_low_space_leaves_a_prefix() {
         let space = &told["volume"]["space"];
         space["free_slots"].as_u64().expect("told") < space["reclaim_below_slots"].as_u64().expect("told")
     };
-    let busy = keep_busy(&mut client, &mut random, || store.moment(), is_low);
+    let grow = |size: u64| {
+        let mut resize = program(&sealbd());
+        resize.args(["resize", &store.uri(), &size.to_string()]);
+        run(record_in(&mut resize, &served.path("audit.jsonl")));
+    };
+    let busy = keep_busy(&mut client, &mut random, || store.moment(), is_low, grow);
     let end = store.moment();
     drop(client);
     served.kill9();

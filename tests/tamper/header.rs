@@ -38,7 +38,7 @@ async fn header_altered_with_a_right_checksum_does_not_authenticate() {
         let scene = closed().await;
         for copy in HEADER_OFFSETS {
             if field == "align" {
-                scene.store.write_raw(copy + 72, &512u32.to_le_bytes());
+                scene.store.write_raw(copy + 72, &4096u32.to_le_bytes());
             } else {
                 scene.store.write_raw(copy + offset, &[1]);
             }

@@ -22,6 +22,10 @@ use crate::watch::Watch;
 pub(crate) use image::Image;
 pub(crate) use session::Session;
 
+/// What a physical block holds after a write to it was cut short, at worst.
+const SPOILED: [u8; 4096] = [0xb5; 4096];
+const _: () = assert!(SPOILED.len() as u64 == PHYSICAL_BLOCK, "a whole one");
+
 /// Changes that a disk which lies about syncs holds back.
 const LIES_HELD_MAX: usize = 48;
 
@@ -382,7 +386,7 @@ impl Change {
     /// The physical blocks that the change begins and ends in hold nothing any more.
     fn spoil_ends(&self, image: &mut Image) {
         for at in [self.offset, self.offset + self.len - 1] {
-            image.write(at - at % PHYSICAL_BLOCK, &[0xb5; PHYSICAL_BLOCK as usize]);
+            image.write(at - at % PHYSICAL_BLOCK, &SPOILED);
         }
     }
 
