@@ -91,7 +91,9 @@ class Figures:
             return None
         return max(values) if quantity is Quantity.MEMORY else median(values)
 
-    def best(self, set_name: str, workload: str, contenders: Iterable[str], quantity: Quantity) -> float | None:
+    def best(
+        self, set_name: str, workload: str, contenders: Iterable[str], quantity: Quantity
+    ) -> float | None:
         """The best of those that were measured."""
         found = [self.figure(set_name, workload, contender, quantity) for contender in contenders]
         known = [value for value in found if value is not None]

@@ -13,7 +13,7 @@ from servers import Sealbd
 def describe(directory: Path, sealbd: Sealbd) -> dict[str, object]:
     """Everything that a reader needs to judge whether figures compare with his own."""
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": value_of("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": int((value_of("/proc/meminfo", "MemTotal") or "0").split()[0]) // 1024,

@@ -79,7 +79,9 @@ class Bench:
             try:
                 self.directory = temporary_directory(closing, self.settings.directory)
             except OSError as error:
-                raise Failure(f"{self.settings.directory}: {error.strerror}", "name another with --directory") from error
+                raise Failure(
+                    f"{self.settings.directory}: {error.strerror}", "name another with --directory"
+                ) from error
             # Beside the volumes: a socket's path has at most 107 bytes, and --directory may be long.
             self.sockets = temporary_directory(closing, None)
             closing.enter_context(self.processes)
@@ -199,7 +201,9 @@ class Bench:
     def make(self, server: Server, seat: Seat) -> None:
         """Runs the commands that make a volume."""
         for command in server.make_commands(seat):
-            status, _, errors = process.completed(command, self.directory, self.environment, COMMAND_SECONDS_MAX)
+            status, _, errors = process.completed(
+                command, self.directory, self.environment, COMMAND_SECONDS_MAX
+            )
             if status != 0:
                 raise Failure(
                     f"{server.title}: {' '.join(command[:2])} failed ({status}): {errors.strip()}",
@@ -221,12 +225,16 @@ class Bench:
         """Asks for the export until it is there."""
         deadline = time.monotonic() + SERVES_SECONDS_MAX
         while True:
-            status, _, errors = process.completed(["nbdinfo", "--size", uri], self.directory, self.environment, 30)
+            status, _, errors = process.completed(
+                ["nbdinfo", "--size", uri], self.directory, self.environment, 30
+            )
             if status == 0:
                 return
             if serving.ended() or time.monotonic() > deadline:
                 said = serving.last_words() or errors.strip()
-                raise Failure(f"{name} does not serve: {said}", "leave it out with --servers, or start it by hand")
+                raise Failure(
+                    f"{name} does not serve: {said}", "leave it out with --servers, or start it by hand"
+                )
             time.sleep(0.05)
 
     def fio(self, place: Place, line: list[str], seconds_max: float) -> client.Measurement:

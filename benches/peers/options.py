@@ -19,24 +19,43 @@ CONNECTIONS_WITH_ALL = 4
 def arguments(description: str | None, words: list[str] | None = None) -> argparse.Namespace:
     """Reads the command line, or `words`."""
     parser = argparse.ArgumentParser(
-        prog="benches/peers/run", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="benches/peers/run",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sets = parser.add_argument_group("sets; without any, the basic one")
     sets.add_argument("--basic", action="store_true", help="one connection, page cache")
-    sets.add_argument("--connections", type=several_connections, metavar="N", help="the same over N connections")
-    sets.add_argument("--direct", action="store_true", help="stores opened with O_DIRECT, on every server that offers it")
-    sets.add_argument("--steady", action="store_true", help="half full and full volumes that were overwritten at random")
+    sets.add_argument(
+        "--connections", type=several_connections, metavar="N", help="the same over N connections"
+    )
+    sets.add_argument(
+        "--direct", action="store_true", help="stores opened with O_DIRECT, on every server that offers it"
+    )
+    sets.add_argument(
+        "--steady", action="store_true", help="half full and full volumes that were overwritten at random"
+    )
     sets.add_argument("--remote", action="store_true", help="a remote NBD store behind a millisecond")
     sets.add_argument("--wide", action="store_true", help="a volume of 4 TiB against one of --size")
-    sets.add_argument("--all", action="store_true", help=f"all of these, with {CONNECTIONS_WITH_ALL} connections")
+    sets.add_argument(
+        "--all", action="store_true", help=f"all of these, with {CONNECTIONS_WITH_ALL} connections"
+    )
     parser.add_argument("--seconds", type=positive, default=4, help="of each run (default 4)")
     parser.add_argument("--rounds", type=positive, default=3, help="of which medians are taken (default 3)")
-    parser.add_argument("--size", type=size, default=size("1G"), help="of each volume, as 512M or 1G (default 1G)")
     parser.add_argument(
-        "--directory", type=Path, default=Path(tempfile.gettempdir()), help="where volumes lie while it runs (default TMPDIR)"
+        "--size", type=size, default=size("1G"), help="of each volume, as 512M or 1G (default 1G)"
     )
-    parser.add_argument("--only", type=names(BY_NAME), metavar="WORKLOAD[,…]", help=f"of {', '.join(BY_NAME)}")
-    parser.add_argument("--servers", type=names(SERVERS), metavar="SERVER[,…]", help=f"of {', '.join(SERVERS)}")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=Path(tempfile.gettempdir()),
+        help="where volumes lie while it runs (default TMPDIR)",
+    )
+    parser.add_argument(
+        "--only", type=names(BY_NAME), metavar="WORKLOAD[,…]", help=f"of {', '.join(BY_NAME)}"
+    )
+    parser.add_argument(
+        "--servers", type=names(SERVERS), metavar="SERVER[,…]", help=f"of {', '.join(SERVERS)}"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -66,7 +85,9 @@ def size(text: str) -> int:
     found = re.fullmatch(r"(\d+)([MGT])", text)
     count = int(found[1]) << {"M": 20, "G": 30, "T": 40}[found[2]] if found else 0
     if count < SIZE_MIN:
-        raise argparse.ArgumentTypeError(f"{text}: a size such as 512M or 1G, of at least {SIZE_MIN // MIB}M, is needed")
+        raise argparse.ArgumentTypeError(
+            f"{text}: a size such as 512M or 1G, of at least {SIZE_MIN // MIB}M, is needed"
+        )
     return count
 
 

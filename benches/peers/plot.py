@@ -76,19 +76,32 @@ def panel(result: SetResult, figures: Figures, top: int) -> tuple[list[str], int
         x = LEFT + number * step * scale
         lines.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{top + HEAD - 6}' y2='{bottom}' stroke='#ddd'/>")
         lines.append(text(x, bottom + 14, f"{number * step:g}", size=11, anchor="middle", colour="#555"))
-    lines.append(text(WIDTH - 16, bottom + 14, f"× {title_of(reference)}", size=11, anchor="end", colour="#555"))
+    lines.append(
+        text(WIDTH - 16, bottom + 14, f"× {title_of(reference)}", size=11, anchor="end", colour="#555")
+    )
     one_x = LEFT + scale
-    lines.append(f"<line x1='{one_x:.1f}' x2='{one_x:.1f}' y1='{top + HEAD - 6}' y2='{bottom}' stroke='#333' stroke-dasharray='3 3'/>")
+    lines.append(
+        f"<line x1='{one_x:.1f}' x2='{one_x:.1f}' y1='{top + HEAD - 6}' y2='{bottom}' stroke='#333' stroke-dasharray='3 3'/>"
+    )
     for at, (workload, base) in enumerate(groups):
         y = top + HEAD + at * group_height
-        lines.append(text(LEFT - 10, y + len(contenders) * BAR / 2 + 4, workload.title, size=12, anchor="end"))
+        lines.append(
+            text(LEFT - 10, y + len(contenders) * BAR / 2 + 4, workload.title, size=12, anchor="end")
+        )
         for index, contender in enumerate(contenders):
             rate = figures.figure(chosen.name, workload.name, contender.name, Quantity.RATE)
             values = spread[(workload.name, contender.name)]
             if rate is not None:
                 label = rate_text(rate, workload)
                 middle = rate / base
-                lines += bar(y + index * BAR, middle * scale, min(values) * scale, max(values) * scale, colour(index), label)
+                lines += bar(
+                    y + index * BAR,
+                    middle * scale,
+                    min(values) * scale,
+                    max(values) * scale,
+                    colour(index),
+                    label,
+                )
     return lines, height
 
 
@@ -127,7 +140,15 @@ def tick_step(longest: float) -> float:
     return step
 
 
-def text(x: float, y: float, content: str, size: int, anchor: str = "start", colour: str = "#111", weight: str = "normal") -> str:
+def text(
+    x: float,
+    y: float,
+    content: str,
+    size: int,
+    anchor: str = "start",
+    colour: str = "#111",
+    weight: str = "normal",
+) -> str:
     """A line of text."""
     return (
         f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' text-anchor='{anchor}' fill='{colour}' "

@@ -132,7 +132,9 @@ class Processes:
             self.running.pop()
 
 
-def completed(command: list[str], directory: Path, environment: dict[str, str], seconds_max: float) -> tuple[int, str, str]:
+def completed(
+    command: list[str], directory: Path, environment: dict[str, str], seconds_max: float
+) -> tuple[int, str, str]:
     """Runs a command to its end: exit code, standard output and error. What it started ends with it on every way out."""
     child: subprocess.Popen[str] | None = None
     try:

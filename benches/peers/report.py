@@ -39,7 +39,7 @@ def head(host: dict[str, object], settings: Settings) -> str:
             f"{host['kernel']}, {host['file_system']}; load before: {host['load_before']:.2f}",
             f"- {'; '.join(f'{name}: {version}' for name, version in versions.items())}",
             f"- Volumes of {settings.size_bytes // MIB} MiB filled with random bytes; {rounds} of {settings.seconds} s per "
-            "workload and server, servers in turn within each; medians, of memory the largest.",
+            "workload and server, servers in turn within each; medians, of memory the largest. Servers have their default settings.",
             "- The client is fio's `ioengine=nbd` over a unix socket, on the same host. p99 is fio's completion latency, of the "
             "flush where each write is flushed, of reads or writes, whichever is worse, in the mix. CPU is user and system "
             "time of the server's process, client not included.",
@@ -129,12 +129,19 @@ def microseconds(value: float) -> str:
 
 def targets_block(verdicts: Sequence[Verdict], sets_run: set[str]) -> str:
     """Every target, reached or not; those of sets that were not run are counted."""
-    lines = ["## Targets", "", row(["Set", "Workload", "Target", "Figure", "Verdict"]), "|---|---|---|---|---|"]
+    lines = [
+        "## Targets",
+        "",
+        row(["Set", "Workload", "Target", "Figure", "Verdict"]),
+        "|---|---|---|---|---|",
+    ]
     run = [verdict for verdict in verdicts if verdict.target.set_name in sets_run]
     for verdict in run:
         target = verdict.target
         workload = "worst of all" if target.workload is None else BY_NAME[target.workload].title
-        lines.append(row([target.set_name, workload, demand(target), figure_text(verdict), word(verdict.reached)]))
+        lines.append(
+            row([target.set_name, workload, demand(target), figure_text(verdict), word(verdict.reached)])
+        )
     count = {answer: sum(verdict.reached is answer for verdict in run) for answer in (True, False, None)}
     lines += ["", f"{count[True]} reached, {count[False]} not reached, {count[None]} not measured."]
     if skipped := len(verdicts) - len(run):
@@ -154,7 +161,11 @@ def demand(target: Target) -> str:
     if target.absolute is not None:
         bounds.append(f"{at} {target.absolute:g} {'MiB' if target.quantity is Quantity.MEMORY else 'µs'}")
     if target.factor is not None:
-        peers = " or ".join(target.peers) if target.peer_set is None else f"{target.peers[0]} in set {target.peer_set}"
+        peers = (
+            " or ".join(target.peers)
+            if target.peer_set is None
+            else f"{target.peers[0]} in set {target.peer_set}"
+        )
         better = "the better of " if len(target.peers) > 1 else ""
         bounds.append(f"{at} {target.factor:g} × {better}{peers}")
     subject = "" if target.subject == "sealbd" else f"{target.subject}: "

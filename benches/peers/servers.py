@@ -90,8 +90,14 @@ class Sealbd(Server):
         return f"{self.program} is not there: cargo build --release, or set SEALBD_BINARY"
 
     def without_direct(self) -> str | None:
-        text = subprocess.run([self.program, "serve", "--help"], capture_output=True, text=True, check=False).stdout
-        return None if self.direct_option in text.split() else f"not offered: sealbd serve has no {self.direct_option}"
+        text = subprocess.run(
+            [self.program, "serve", "--help"], capture_output=True, text=True, check=False
+        ).stdout
+        return (
+            None
+            if self.direct_option in text.split()
+            else f"not offered: sealbd serve has no {self.direct_option}"
+        )
 
     def make_commands(self, seat: Seat) -> list[list[str]]:
         backend = str(seat.store) if seat.remote_port is None else seat.remote_uri
@@ -149,7 +155,9 @@ class NbdkitFile(Server):
     title = "nbdkit file"
     program = "nbdkit"
     # nbdkit-file-plugin(1): cache=none gives pages back after they were used; the file is opened without O_DIRECT.
-    direct_missing = "not offered: nbdkit's file plugin has no O_DIRECT (its cache=none only drops pages after use)"
+    direct_missing = (
+        "not offered: nbdkit's file plugin has no O_DIRECT (its cache=none only drops pages after use)"
+    )
 
     def make_commands(self, seat: Seat) -> list[list[str]]:
         return [["truncate", "-s", str(seat.exported_bytes), str(seat.store)]]
@@ -168,7 +176,9 @@ class NbdkitLuks(Server):
     direct_missing = NbdkitFile.direct_missing
 
     def missing(self) -> str | None:
-        return super().missing() or (None if shutil.which("qemu-img") else "qemu-img, which makes its image, is not installed")
+        return super().missing() or (
+            None if shutil.which("qemu-img") else "qemu-img, which makes its image, is not installed"
+        )
 
     def make_commands(self, seat: Seat) -> list[list[str]]:
         return [make_luks(seat)]
@@ -198,7 +208,18 @@ REMOTE_DELAY = "1ms"
 
 def remote_command(store: Path, port: int) -> list[str]:
     """A remote store: reads, writes and trims take a millisecond more; nbdkit's delay filter leaves flushes alone."""
-    line = ["nbdkit", "-f", "-i", "127.0.0.1", "-p", str(port), "-t", str(REMOTE_THREADS), "--filter=delay", "file"]
+    line = [
+        "nbdkit",
+        "-f",
+        "-i",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-t",
+        str(REMOTE_THREADS),
+        "--filter=delay",
+        "file",
+    ]
     return [*line, str(store), f"rdelay={REMOTE_DELAY}", f"wdelay={REMOTE_DELAY}"]
 
 

@@ -56,7 +56,9 @@ class MeasureSet:
     note: str = ""
 
 
-EVERYBODY = tuple(Contender(name) for name in ("sealbd", "nbdkit-file", "nbdkit-luks", "qemu-luks", "qemu-raw"))
+EVERYBODY = tuple(
+    Contender(name) for name in ("sealbd", "nbdkit-file", "nbdkit-luks", "qemu-luks", "qemu-raw")
+)
 LUKS = ("nbdkit-luks", "qemu-luks")
 AGAINST_PLAINTEXT = Ratio("sealbd ÷ nbdkit file", "sealbd", ("nbdkit-file",))
 AGAINST_LUKS = Ratio("sealbd ÷ better LUKS", "sealbd", LUKS)
@@ -79,10 +81,12 @@ DIRECT = MeasureSet(
 STEADY = MeasureSet(
     name="steady",
     title="Volumes that were overwritten at random",
-    contenders=tuple(Contender(server, state) for server in ("sealbd", "nbdkit-file") for state in (FRESH, HALF, FULL)),
+    contenders=tuple(
+        Contender(server, state) for server in ("sealbd", "nbdkit-file") for state in (FRESH, HALF, FULL)
+    ),
     ratios=tuple(
-        Ratio(f"{server} {state.title} ÷ fresh", f"{server}, {state.title}", (f"{server}, fresh",))
-        for server in ("sealbd", "nbdkit-file")
+        Ratio(f"{title} {state.title} ÷ fresh", f"{server}, {state.title}", (f"{server}, fresh",))
+        for server, title in (("sealbd", "sealbd"), ("nbdkit-file", "nbdkit file"))
         for state in (HALF, FULL)
     ),
     renewed=True,
@@ -106,7 +110,9 @@ WIDE_VOLUME = MeasureSet(
     title="A volume of 4 TiB",
     contenders=(Contender("sealbd", FRESH), Contender("sealbd", WIDE)),
     ratios=(Ratio("4 TiB ÷ fresh", "sealbd, 4 TiB", ("sealbd, fresh",)),),
-    workloads=tuple(BY_NAME[name] for name in ("randread-q1", "randread-q32", "randwrite-q1", "randwrite-q32")),
+    workloads=tuple(
+        BY_NAME[name] for name in ("randread-q1", "randread-q32", "randwrite-q1", "randwrite-q32")
+    ),
     note="The same requests to the first part of a volume of 4 TiB; only that part is filled.",
 )
 

@@ -43,7 +43,14 @@ MEMORY_MIB_MAX = 64.0
 def steady_targets() -> tuple[Target, ...]:
     """Reads keep 0.7 of the fresh figure, what writes keeps 0.5; a mix counts as what writes."""
     return tuple(
-        Target("steady", workload.name, Quantity.RATE, subject, ("sealbd, fresh",), 0.5 if workload.writes else 0.7)
+        Target(
+            "steady",
+            workload.name,
+            Quantity.RATE,
+            subject,
+            ("sealbd, fresh",),
+            0.5 if workload.writes else 0.7,
+        )
         for subject in ("sealbd, 50 % full", "sealbd, 100 % full")
         for workload in WORKLOADS
     )
@@ -59,7 +66,10 @@ def size_targets() -> tuple[Target, ...]:
 
 TARGETS: tuple[Target, ...] = (
     *(Target("basic", workload.name, Quantity.RATE, peers=PLAINTEXT, factor=1.0) for workload in WORKLOADS),
-    *(Target("basic", name, Quantity.RATE, peers=LUKS, factor=factor) for name, factor in AGAINST_LUKS.items()),
+    *(
+        Target("basic", name, Quantity.RATE, peers=LUKS, factor=factor)
+        for name, factor in AGAINST_LUKS.items()
+    ),
     *(
         Target("basic", name, Quantity.PROCESSOR, peers=PLAINTEXT, factor=1.2, absolute=most)
         for name, most in PROCESSOR_US_MAX.items()
@@ -125,7 +135,8 @@ def worst_workload(target: Target, figures: Figures) -> str | None:
     found = [
         (value, workload.name)
         for workload in WORKLOADS
-        if (value := figures.figure(target.set_name, workload.name, target.subject, target.quantity)) is not None
+        if (value := figures.figure(target.set_name, workload.name, target.subject, target.quantity))
+        is not None
     ]
     if not found:
         return None

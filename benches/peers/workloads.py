@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 KIB = 1 << 10
 MIB = 1 << 20
+GIB = 1 << 30
 
 
 @dataclass(frozen=True)
