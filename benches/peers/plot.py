@@ -7,17 +7,21 @@ the rate itself, its whisker the slowest and the fastest round.
 from collections.abc import Sequence
 from html import escape
 
-from figures import Figures, Quantity
+from figures import Figures, Quantity, median
 from measure import SetResult
 from report import rate_text, title_of
 from sets import Contender
+from workloads import Workload
 
 WIDTH = 960
 LEFT = 190
 RIGHT = 90
 BAR = 13
 GAP = 14
-HEAD = 74
+TITLE = 34
+LEGEND_LINE = 18
+# Of a letter of the legend, about.
+CHARACTER = 7
 FOOT = 30
 FONT = "font-family='system-ui, sans-serif'"
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -53,78 +57,69 @@ def panel(result: SetResult, figures: Figures, top: int) -> tuple[list[str], int
     chosen = result.measured
     contenders = [one for one in chosen.contenders if one.server not in result.left_out]
     reference = reference_of(contenders)
-    groups = []
-    for workload in chosen.workloads:
-        base = figures.figure(chosen.name, workload.name, reference.name, Quantity.RATE)
-        if base:
-            groups.append((workload, base))
-    spread = {
-        (workload.name, one.name): [
-            value / base for value in figures.values(chosen.name, workload.name, one.name, Quantity.RATE)
-        ]
-        for workload, base in groups
-        for one in contenders
-    }
-    longest = max((max(values) for values in spread.values() if values), default=1.0)
-    scale = (WIDTH - LEFT - RIGHT) / max(longest, 1.0)
+
+    def rates(workload: Workload, contender: Contender) -> list[float]:
+        return figures.values(chosen.name, workload.name, contender.name, Quantity.RATE)
+
+    bases = {one: median(rates(one, reference)) for one in chosen.workloads if rates(one, reference)}
+    relative = [rate / base for one, base in bases.items() for who in contenders for rate in rates(one, who)]
+    longest = max([1.0, *relative])
+    scale = (WIDTH - LEFT - RIGHT) / longest
+    explained, explained_height = legend(contenders, top + TITLE)
+    first = top + TITLE + explained_height + GAP
     group_height = len(contenders) * BAR + GAP
-    height = HEAD + len(groups) * group_height + FOOT
-    lines = [text(16, top + 22, chosen.title, size=16, weight="bold"), *legend(contenders, top + 44)]
-    bottom = top + HEAD + len(groups) * group_height
-    step = tick_step(longest)
-    for number in range(int(longest / step) + 1):
-        x = LEFT + number * step * scale
-        lines.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{top + HEAD - 6}' y2='{bottom}' stroke='#ddd'/>")
-        lines.append(text(x, bottom + 14, f"{number * step:g}", size=11, anchor="middle", colour="#555"))
-    lines.append(
-        text(WIDTH - 16, bottom + 14, f"× {title_of(reference)}", size=11, anchor="end", colour="#555")
-    )
-    one_x = LEFT + scale
-    lines.append(
-        f"<line x1='{one_x:.1f}' x2='{one_x:.1f}' y1='{top + HEAD - 6}' y2='{bottom}' stroke='#333' stroke-dasharray='3 3'/>"
-    )
-    for at, (workload, base) in enumerate(groups):
-        y = top + HEAD + at * group_height
-        lines.append(
-            text(LEFT - 10, y + len(contenders) * BAR / 2 + 4, workload.title, size=12, anchor="end")
-        )
+    bottom = first + len(bases) * group_height
+    lines = [text(16, top + 22, chosen.title, size=16, weight="bold"), *explained]
+    lines += axis(first - GAP / 2, bottom, longest, scale, title_of(reference))
+    for at, (workload, base) in enumerate(bases.items()):
+        y = first + at * group_height
+        middle = y + len(contenders) * BAR / 2 + 4
+        lines.append(text(LEFT - 10, middle, workload.title, size=12, anchor="end"))
         for index, contender in enumerate(contenders):
-            rate = figures.figure(chosen.name, workload.name, contender.name, Quantity.RATE)
-            values = spread[(workload.name, contender.name)]
-            if rate is not None:
-                label = rate_text(rate, workload)
-                middle = rate / base
-                lines += bar(
-                    y + index * BAR,
-                    middle * scale,
-                    min(values) * scale,
-                    max(values) * scale,
-                    colour(index),
-                    label,
-                )
-    return lines, height
+            found = rates(workload, contender)
+            if found:
+                lengths = [rate / base * scale for rate in found]
+                lines += bar(y + index * BAR, lengths, colour(index), rate_text(median(found), workload))
+    return lines, bottom + FOOT - top
 
 
-def bar(y: float, length: float, low: float, high: float, fill: str, label: str) -> list[str]:
-    """A bar with its whisker and its label."""
+def axis(top: float, bottom: float, longest: float, scale: float, reference: str) -> list[str]:
+    """Lines at even multiples of the reference, which is dashed."""
+    step = tick_step(longest)
+    lines = []
+    for number in range(int(longest / step) + 1):
+        multiple = number * step
+        x = LEFT + multiple * scale
+        stroke = "stroke='#333' stroke-dasharray='3 3'" if multiple == 1 else "stroke='#ddd'"
+        lines.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{top}' y2='{bottom}' {stroke}/>")
+        lines.append(text(x, bottom + 14, f"{multiple:g}", size=11, anchor="middle", colour="#555"))
+    lines.append(text(WIDTH - 16, bottom + 14, f"× {reference}", size=11, anchor="end", colour="#555"))
+    return lines
+
+
+def bar(y: float, lengths: Sequence[float], fill: str, label: str) -> list[str]:
+    """A bar as long as the median, with its whisker and its label."""
     middle = y + (BAR - 2) / 2
-    end = LEFT + max(length, high) + 5
+    low, high = LEFT + min(lengths), LEFT + max(lengths)
     return [
-        f"<rect x='{LEFT}' y='{y}' width='{length:.1f}' height='{BAR - 2}' fill='{fill}'/>",
-        f"<line x1='{LEFT + low:.1f}' x2='{LEFT + high:.1f}' y1='{middle}' y2='{middle}' stroke='#222'/>",
-        text(end, y + BAR - 4, label, size=10),
+        f"<rect x='{LEFT}' y='{y}' width='{median(lengths):.1f}' height='{BAR - 2}' fill='{fill}'/>",
+        f"<line x1='{low:.1f}' x2='{high:.1f}' y1='{middle}' y2='{middle}' stroke='#222'/>",
+        text(high + 5, y + BAR - 4, label, size=10),
     ]
 
 
-def legend(contenders: Sequence[Contender], y: float) -> list[str]:
-    """Colours and names in one line."""
-    lines, x = [], float(16)
+def legend(contenders: Sequence[Contender], top: int) -> tuple[list[str], int]:
+    """Colours and names, in as many lines as they take; and the height of those."""
+    lines, x, y = [], 16, top
     for index, contender in enumerate(contenders):
         title = title_of(contender)
-        lines.append(f"<rect x='{x}' y='{y - 10}' width='11' height='11' fill='{colour(index)}'/>")
-        lines.append(text(x + 16, y, title, size=12))
-        x += 16 + 7 * len(title) + 20
-    return lines
+        width = 16 + CHARACTER * len(title) + 20
+        if x + width > WIDTH:
+            x, y = 16, y + LEGEND_LINE
+        lines.append(f"<rect x='{x}' y='{y}' width='11' height='11' fill='{colour(index)}'/>")
+        lines.append(text(x + 16, y + 10, title, size=12))
+        x += width
+    return lines, y + LEGEND_LINE - top
 
 
 def colour(index: int) -> str:
@@ -133,7 +128,7 @@ def colour(index: int) -> str:
 
 
 def tick_step(longest: float) -> float:
-    """Between three and eight lines."""
+    """A power of two that has at most eight lines."""
     step = 0.25
     while longest / step > 8:
         step *= 2

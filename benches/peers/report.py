@@ -39,7 +39,7 @@ def head(host: dict[str, object], settings: Settings) -> str:
             f"{host['kernel']}, {host['file_system']}; load before: {host['load_before']:.2f}",
             f"- {'; '.join(f'{name}: {version}' for name, version in versions.items())}",
             f"- Volumes of {settings.size_bytes // MIB} MiB filled with random bytes; {rounds} of {settings.seconds} s per "
-            "workload and server, servers in turn within each; medians, of memory the largest. Servers have their default settings.",
+            "workload and server, servers in turn within each; medians, of memory the largest. Servers have their default settings, but for what a set names.",
             "- The client is fio's `ioengine=nbd` over a unix socket, on the same host. p99 is fio's completion latency, of the "
             "flush where each write is flushed, of reads or writes, whichever is worse, in the mix. CPU is user and system "
             "time of the server's process, client not included.",
