@@ -249,7 +249,10 @@ class Bench:
                 f"{place.contender.name}: {gone}fio failed ({status}): {said}\nthe server said last: {server_said}",
                 "leave it out with --servers, or run the server and fio by hand",
             )
-        return client.parse(output)
+        try:
+            return client.parse(output)
+        except Failure as failure:
+            raise Failure(f"{place.contender.name}: {failure.cause}", failure.next_step) from failure
 
     def check_filled(self, place: Place) -> None:
         """Nobody may answer reads from holes."""

@@ -87,7 +87,7 @@ class Sealbd(Server):
     def missing(self) -> str | None:
         if os.access(self.program, os.X_OK):
             return None
-        return f"{self.program} is not there: cargo build --release, or set SEALBD_BINARY"
+        return f"{self.program} is not there"
 
     def without_direct(self) -> str | None:
         text = subprocess.run(
