@@ -4,6 +4,7 @@ All servers of a set stay up side by side; only one is asked at a time, and only
 the host falls on all of them, and nobody's late work on the next one's figures.
 """
 
+import itertools
 import os
 import secrets
 import shutil
@@ -73,6 +74,7 @@ class Bench:
         self.settings = settings
         self.progress = progress
         self.processes = process.Processes()
+        self.numbers = itertools.count()
 
     def __enter__(self) -> "Bench":
         with ExitStack() as closing:
@@ -164,7 +166,8 @@ class Bench:
         """Makes a volume, serves it, fills it with random bytes, brings it into its state."""
         self.progress(f"{chosen.name}: preparing {contender.name}")
         server, state = SERVERS[contender.server], contender.state
-        slug = f"{len(self.processes.running)}-{contender.server}"
+        # Never the same twice: nbdkit leaves its socket behind.
+        slug = f"{next(self.numbers)}-{contender.server}"
         filled = int(self.settings.size_bytes * state.filled) // MIB * MIB
         seat = Seat(
             store=self.directory / slug,
