@@ -42,6 +42,8 @@ class Place:
     filled_bytes: int
     serving: process.Process
     remote: process.Process | None
+    # Whether a workload has written to it.
+    written: bool = False
 
     def processes(self) -> list[process.Process]:
         """Whose rest is waited for."""
@@ -122,15 +124,17 @@ class Bench:
             if chosen.renewed or not places:
                 self.clear(places)
                 places = [self.prepare(chosen, contender) for contender in able]
-            # Each round begins with another one, so that nobody always follows the same.
-            first = (number - 1) % len(places)
             for workload in chosen.workloads:
-                for place in places[first:] + places[:first]:
-                    sample = self.measure(chosen, number, workload, place)
+                # Each round begins with another one, so that nobody always follows the same.
+                for index in rotated(len(places), number - 1):
+                    if places[index].written and places[index].contender.state.kept:
+                        self.clear([places[index]])
+                        places[index] = self.prepare(chosen, places[index].contender)
+                    sample = self.measure(chosen, number, workload, places[index])
                     samples.append(sample)
                     self.progress(
                         f"{chosen.name}: round {number}/{self.settings.rounds}  {workload.title}  "
-                        f"{place.contender.name}  {sample.rate:.0f} {sample.unit}"
+                        f"{sample.contender}  {sample.rate:.0f} {sample.unit}"
                     )
         self.clear(places)
         return SetResult(chosen, samples, left_out)
@@ -291,6 +295,7 @@ class Bench:
         used = process.processor_seconds(server) - before
         memory = process.peak_memory_mib(server)
         if workload.writes:
+            place.written = True
             self.settle(place)
         return Sample(
             set_name=chosen.name,
@@ -315,6 +320,11 @@ class Bench:
                 one.stop()
                 self.processes.running.remove(one)
             place.seat.store.unlink()
+
+
+def rotated(count: int, first: int) -> list[int]:
+    """Places of a list, from one of them on around to the one before it."""
+    return [(first + index) % count for index in range(count)]
 
 
 def free_port() -> int:

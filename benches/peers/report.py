@@ -69,7 +69,11 @@ def set_block(result: SetResult, figures: Figures) -> str:
     restless = sorted({sample.contender for sample in result.samples if not sample.began_idle})
     if restless:
         lines += [f"Not at rest when a run began: {'; '.join(restless)}.", ""]
-    ratios = [ratio for ratio in chosen.ratios if any(ratio.subject == one.name for one in taking_part)]
+    ratios = [
+        ratio
+        for ratio in chosen.ratios
+        if any(figures.ratio(chosen.name, one.name, ratio, Quantity.RATE) for one in chosen.workloads)
+    ]
     tables = (
         ("Operations or data per second", Quantity.RATE, rate_text),
         ("p99 latency, µs", Quantity.P99, lambda value, _: microseconds(value)),

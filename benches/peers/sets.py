@@ -17,13 +17,15 @@ class State:
     overwritten_times: int = 0
     # What clients see, where it is not the size that is filled.
     exported_bytes: int | None = None
+    # Whether it is made anew once something was written to it after its preparation.
+    kept: bool = False
 
 
 FILLED = State("")
-FRESH = State("fresh")
+FRESH = State("fresh", kept=True)
 HALF = State("50 % full", filled=0.5, overwritten_times=2)
 FULL = State("100 % full", overwritten_times=2)
-WIDE = State("4 TiB", exported_bytes=4 * TIB)
+WIDE = State("4 TiB", exported_bytes=4 * TIB, kept=True)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ STEADY = MeasureSet(
     ),
     renewed=True,
     note="A share of the volume is filled in order, then overwritten in random sectors by twice as much, anew for each "
-    "round; requests go to that share. Fresh is the whole volume, filled in order.",
+    "round; requests go to that share. Fresh is the whole volume, filled in order, anew after each workload that "
+    "writes.",
 )
 
 REMOTE = MeasureSet(
@@ -113,7 +116,8 @@ WIDE_VOLUME = MeasureSet(
     workloads=tuple(
         BY_NAME[name] for name in ("randread-q1", "randread-q32", "randwrite-q1", "randwrite-q32")
     ),
-    note="The same requests to the first part of a volume of 4 TiB; only that part is filled.",
+    note="The same requests to the first part of a volume of 4 TiB; only that part is filled. Both volumes are made anew "
+    "after each workload that writes.",
 )
 
 

@@ -39,11 +39,15 @@ class TheReport(unittest.TestCase):
         self.text = report.markdown(HOST, SETTINGS, [RESULT], figures, verdicts)
 
     def test_a_workload_is_a_row_with_figures_and_ratios(self) -> None:
-        self.assertIn("| randread 4k q32 | 164k | 82.0k | – | – | 2.00 | – |", self.text)
+        self.assertIn("| randread 4k q32 | 164k | 82.0k | – | – | 2.00 |", self.text)
 
     def test_who_was_left_out_is_named_and_has_no_column(self) -> None:
         self.assertIn("Left out: qemu-nbd raw: qemu-nbd is not installed.", self.text)
         self.assertNotIn("| qemu-nbd raw |", self.text)
+
+    def test_a_ratio_that_nothing_is_known_of_has_no_column(self) -> None:
+        self.assertIn("sealbd ÷ nbdkit file", self.text)
+        self.assertNotIn("sealbd ÷ better LUKS", self.text)
 
     def test_every_target_of_the_set_has_its_verdict(self) -> None:
         self.assertIn(
