@@ -56,6 +56,8 @@ def panel(result: SetResult, figures: Figures, top: int) -> tuple[list[str], int
     """One set; its lines and its height."""
     chosen = result.measured
     contenders = [one for one in chosen.contenders if one.server not in result.left_out]
+    # Who is left out takes his colour with him.
+    colours = {one: COLOURS[index % len(COLOURS)] for index, one in enumerate(chosen.contenders)}
     reference = reference_of(contenders)
 
     def rates(workload: Workload, contender: Contender) -> list[float]:
@@ -65,7 +67,7 @@ def panel(result: SetResult, figures: Figures, top: int) -> tuple[list[str], int
     relative = [rate / base for one, base in bases.items() for who in contenders for rate in rates(one, who)]
     longest = max([1.0, *relative])
     scale = (WIDTH - LEFT - RIGHT) / longest
-    explained, explained_height = legend(contenders, top + TITLE)
+    explained, explained_height = legend({one: colours[one] for one in contenders}, top + TITLE)
     first = top + TITLE + explained_height + GAP
     group_height = len(contenders) * BAR + GAP
     bottom = first + len(bases) * group_height
@@ -79,7 +81,7 @@ def panel(result: SetResult, figures: Figures, top: int) -> tuple[list[str], int
             found = rates(workload, contender)
             if found:
                 lengths = [rate / base * scale for rate in found]
-                lines += bar(y + index * BAR, lengths, colour(index), rate_text(median(found), workload))
+                lines += bar(y + index * BAR, lengths, colours[contender], rate_text(median(found), workload))
     return lines, bottom + FOOT - top
 
 
@@ -108,23 +110,18 @@ def bar(y: float, lengths: Sequence[float], fill: str, label: str) -> list[str]:
     ]
 
 
-def legend(contenders: Sequence[Contender], top: int) -> tuple[list[str], int]:
+def legend(colours: dict[Contender, str], top: int) -> tuple[list[str], int]:
     """Colours and names, in as many lines as they take; and the height of those."""
     lines, x, y = [], 16, top
-    for index, contender in enumerate(contenders):
+    for contender, colour in colours.items():
         title = title_of(contender)
         width = 16 + CHARACTER * len(title) + 20
         if x + width > WIDTH:
             x, y = 16, y + LEGEND_LINE
-        lines.append(f"<rect x='{x}' y='{y}' width='11' height='11' fill='{colour(index)}'/>")
+        lines.append(f"<rect x='{x}' y='{y}' width='11' height='11' fill='{colour}'/>")
         lines.append(text(x + 16, y + 10, title, size=12))
         x += width
     return lines, y + LEGEND_LINE - top
-
-
-def colour(index: int) -> str:
-    """Of the contender at that place."""
-    return COLOURS[index % len(COLOURS)]
 
 
 def tick_step(longest: float) -> float:
