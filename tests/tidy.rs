@@ -221,7 +221,7 @@ fn nothing_is_left_to_be_done() {
         ["FIX", "ME"].concat(),
     ];
     let mut offences = Vec::new();
-    for path in files(&["src", "keymgmt", "tests", "examples"], &["rs", "sh", "py", ""]) {
+    for path in files(&["src", "keymgmt", "tests", "examples", "benches"], &["rs", "sh", "py", ""]) {
         for (number, line) in text(&path).lines().enumerate() {
             if words.iter().any(|word| line.contains(word.as_str())) {
                 offences.push(format!("{}:{}: {}", shown(&path), number + 1, line.trim()));
@@ -235,7 +235,7 @@ fn nothing_is_left_to_be_done() {
 fn no_file_names_a_place_of_one_machine() {
     let places =
         [["/ro", "ot/"].concat(), ["/ho", "me/"].concat(), ["/wo", "rk/"].concat(), ["/tm", "p/wt"].concat()];
-    let dirs = ["src", "keymgmt", "tests", "examples", "docs", "fuzz", ".ci"];
+    let dirs = ["src", "keymgmt", "tests", "examples", "benches", "docs", "fuzz", ".ci"];
     let mut paths = files(&dirs, &["rs", "md", "toml", "sh", "py", ""]);
     paths.extend(markdown());
     let mut offences = Vec::new();
