@@ -20,7 +20,7 @@ use crate::store::Access;
 use crate::store::SlotStore;
 use crate::store::file::{Existing, FileStore};
 
-/// Segments in use. `SEALBD_WIDE_SEGMENTS` makes it more: 1,950,000 need a file of just below 16 TiB.
+/// Segments in use. `SEALBD_WIDE_SEGMENTS` makes it more: 2,400,000 are those of a full volume of 16 TiB, and need a TMPDIR on XFS.
 const SEGMENTS: u64 = 400_000;
 
 /// The most that this process ever had in memory since the last [`forget_peak`], in bytes.
