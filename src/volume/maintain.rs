@@ -285,7 +285,9 @@ impl Core {
     /// Lets waiting changes go on if what they wait for is there.
     pub(super) fn resume_stalled(self: &Arc<Self>) {
         let data_fits = self.writers_have_room();
-        let fits = self.segments.table().available_slots() > 0 || self.segment_has_room(&self.tail());
+        // Two statements: the tail's lock comes before the table's, so the table's must be free by then.
+        let has_slots = self.segments.table().available_slots() > 0;
+        let fits = has_slots || self.segment_has_room(&self.tail());
         let room = self.map().active.len() < DELTA_RUNS_MAX;
         let mut queue = self.queue();
         if queue.stalled && room && fits && (data_fits || queue.goes_without_room()) {
