@@ -21,17 +21,24 @@ use sealbd::volume::{OpenMode, Volume, VolumeError};
 use volumes::{Disk, format, open, read, run};
 
 const SIZE: u64 = 1 << 20;
+/// Of several segments.
+const LARGE: u64 = 16 << 20;
 
 fn sector(number: u64) -> ByteRange {
-    ByteRange::within(number * 4096, 4096, SIZE).unwrap()
+    ByteRange::within(number * 4096, 4096, LARGE).unwrap()
 }
 
-fn content(number: u64) -> Vec<u8> {
-    vec![u8::try_from(number).unwrap() + 1; 4096]
+/// What a sector holds that was written in a round.
+fn content(number: u64, round: u64) -> Vec<u8> {
+    vec![u8::try_from((number * 7 + round * 31) % 255).unwrap() + 1; 4096]
+}
+
+async fn write_in(round: u64, volume: &Volume, number: u64, durability: Durability) {
+    volume.write(Payload::copy_of(sector(number), &content(number, round)), durability).await.unwrap();
 }
 
 async fn write(volume: &Volume, number: u64, durability: Durability) {
-    volume.write(Payload::copy_of(sector(number), &content(number)), durability).await.unwrap();
+    write_in(0, volume, number, durability).await;
 }
 
 /// Where the chunks of the log lie: start and end.
@@ -65,20 +72,29 @@ fn chunks_share_a_block_until_one_of_them_is_flushed() {
 #[test]
 fn a_log_with_gaps_is_read_to_its_end_and_reclaimed() {
     run(async {
-        let mut disk = Disk::new(SIZE).await;
+        let mut disk = Disk::new(LARGE).await;
         let mut volume = disk.open().await;
-        // Ten times its size, so that what is read and moved has gaps, too.
-        for round in 0..10 {
-            for number in 0..250 {
-                let durable = (number + round) % 3 == 0;
-                write(&volume, number, if durable { Durability::Durable } else { Durability::Accepted })
-                    .await;
+        let mut last = vec![0; usize::try_from(LARGE / 4096).unwrap()];
+        let (mut moved, mut dice) = (0, 1u64);
+        for round in 1..=4 {
+            for step in 0..last.len() as u64 {
+                // First all of it in order, then sectors in none, so that segments are live in part.
+                dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let number = if round == 1 { step } else { (dice >> 33) % last.len() as u64 };
+                let durable = step % 3 == 0;
+                let durability = if durable { Durability::Durable } else { Durability::Accepted };
+                write_in(round, &volume, number, durability).await;
+                last[usize::try_from(number).unwrap()] = round;
             }
+            moved += volume.status().moved_bytes_written;
             volume = disk.reopen().await;
-            for number in 0..250 {
-                assert_eq!(read(&volume, sector(number)).await, content(number), "round {round}");
+            for (number, round) in (0..).zip(&last) {
+                assert_eq!(read(&volume, sector(number)).await, content(number, *round), "sector {number}");
             }
         }
+        assert!(moved > 0, "nothing was moved");
+        let report = volume.check(true, |_| ()).await.unwrap();
+        assert!(report.is_clean(), "{report:?}");
     });
 }
 

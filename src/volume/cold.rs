@@ -87,8 +87,9 @@ impl ColdStream {
     /// # Errors
     /// [`VolumeError::NoSpace`], [`VolumeError::Randomness`].
     pub(super) fn room(&mut self, core: &Core) -> Result<usize, VolumeError> {
-        if !self.wants_segment(core) {
-            return Ok(self.room_left(core));
+        let left = self.room_left(core);
+        if left >= WORTH_A_CHUNK {
+            return Ok(left);
         }
         self.give_up(core);
         let NewSegment { key, phys, handle, header, .. } = core.open_outside_log(SegmentKind::Gc)?;

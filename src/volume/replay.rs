@@ -153,19 +153,25 @@ impl Replay<'_> {
         }
         let bytes = self.load(span.phys, start, end).await?;
         let mut found = Vec::new();
-        let (mut offset, mut seq, mut chain) = (start, span.start_seq, span.chain);
-        'chunks: loop {
-            for place in chunk_places(offset) {
-                let Some((chunk, before)) = self.chunk_at(&span, &bytes, start, place)? else { continue };
-                if (chunk.seq, before) != (seq, chain) {
-                    continue;
-                }
-                (offset, seq, chain) = (chunk.end, seq + 1, chunk.tag);
-                found.push(chunk);
-                continue 'chunks;
-            }
-            return Ok(found);
+        let mut next = span;
+        while let Some(chunk) = self.next_chunk(&next, &bytes, start)? {
+            next.start_offset = u32::try_from(chunk.end).expect("segments are at most 64 MiB");
+            (next.start_seq, next.chain) = (chunk.seq + 1, chunk.tag);
+            found.push(chunk);
         }
+        Ok(found)
+    }
+
+    /// The chunk that `next` says is next, in either of the places where it may start.
+    fn next_chunk(&self, next: &LogSpan, bytes: &[u8], start: u64) -> Result<Option<Found>, VolumeError> {
+        for place in chunk_places(next.start_offset.into()) {
+            if let Some((chunk, before)) = self.chunk_at(next, bytes, start, place)?
+                && (chunk.seq, before) == (next.start_seq, next.chain)
+            {
+                return Ok(Some(chunk));
+            }
+        }
+        Ok(None)
     }
 
     async fn load(&self, phys: u64, start: u64, end: u64) -> Result<Vec<u8>, VolumeError> {
