@@ -32,6 +32,7 @@ mod header_change;
 mod index_reclaim;
 mod index_writer;
 mod io;
+mod lock_order;
 mod log;
 mod maintain;
 mod merge;
@@ -56,8 +57,9 @@ mod wipe;
 mod write;
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use lock_order::{Ordered, Rank};
 use tokio::sync::{Notify, watch};
 
 use crate::cipher::{UidSource, VolumeKeys};
@@ -139,24 +141,24 @@ struct Counters {
 }
 
 impl Core {
-    fn queue(&self) -> MutexGuard<'_, queue::Queue> {
-        self.queue.lock().expect("no panic while the queue is held")
+    fn queue(&self) -> Ordered<MutexGuard<'_, queue::Queue>> {
+        Ordered::take(Rank::Queue, || self.queue.lock().expect("no panic while the queue is held"))
     }
 
-    fn tail(&self) -> MutexGuard<'_, tail::Tail> {
-        self.tail.lock().expect("no panic while the tail is held")
+    fn tail(&self) -> Ordered<MutexGuard<'_, tail::Tail>> {
+        Ordered::take(Rank::Tail, || self.tail.lock().expect("no panic while the tail is held"))
     }
 
-    fn moves(&self) -> MutexGuard<'_, cold::Moves> {
-        self.moves.lock().expect("no panic while the moves are held")
+    fn moves(&self) -> Ordered<MutexGuard<'_, cold::Moves>> {
+        Ordered::take(Rank::Moves, || self.moves.lock().expect("no panic while the moves are held"))
     }
 
-    fn map(&self) -> std::sync::RwLockReadGuard<'_, Map> {
-        self.map.read().expect("no panic while the map is held")
+    fn map(&self) -> Ordered<RwLockReadGuard<'_, Map>> {
+        Ordered::take(Rank::Map, || self.map.read().expect("no panic while the map is held"))
     }
 
-    fn map_mut(&self) -> std::sync::RwLockWriteGuard<'_, Map> {
-        self.map.write().expect("no panic while the map is held")
+    fn map_mut(&self) -> Ordered<RwLockWriteGuard<'_, Map>> {
+        Ordered::take(Rank::Map, || self.map.write().expect("no panic while the map is held"))
     }
 
     /// The header that holds now.

@@ -1,13 +1,14 @@
 //! Reading and writing segments on the store: from handles and offsets to bytes, with the keys.
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, UnitWeighter};
 
 use super::VolumeError;
+use super::lock_order::{Ordered, Rank};
 use super::segments::Segments;
 use crate::cipher::{SegmentKey, Uid, VolumeKeys};
 use crate::format::page::{Handle, Loc};
@@ -59,13 +60,13 @@ impl SegmentReader {
     }
 
     /// The table, to look at.
-    pub(super) fn table(&self) -> std::sync::RwLockReadGuard<'_, Segments> {
-        self.segments.read().expect("no panic while the table is held")
+    pub(super) fn table(&self) -> Ordered<RwLockReadGuard<'_, Segments>> {
+        Ordered::take(Rank::Table, || self.segments.read().expect("no panic while the table is held"))
     }
 
     /// The table, to change.
-    pub(super) fn table_mut(&self) -> std::sync::RwLockWriteGuard<'_, Segments> {
-        self.segments.write().expect("no panic while the table is held")
+    pub(super) fn table_mut(&self) -> Ordered<RwLockWriteGuard<'_, Segments>> {
+        Ordered::take(Rank::Table, || self.segments.write().expect("no panic while the table is held"))
     }
 
     /// The key of a segment.
