@@ -46,8 +46,24 @@ struct Rounds {
     fruitless: u32,
     /// How often roots alone were tried since writers began to wait.
     rooted: u32,
+    /// Number of the first change that came in after the first of these roots was begun.
+    judged_before: u64,
     /// The root at which no segment was worth emptying; before the next one it is not looked again.
     nothing_at: Option<u64>,
+}
+
+impl Rounds {
+    fn new(last_checkpoint: Instant) -> Self {
+        Self {
+            last_checkpoint,
+            written: 0,
+            best: 0,
+            fruitless: 0,
+            rooted: 0,
+            judged_before: 0,
+            nothing_at: None,
+        }
+    }
 }
 
 /// Whether there is more to do at once.
@@ -63,15 +79,7 @@ impl Core {
         let core = Arc::downgrade(self);
         let wake = self.wake.clone();
         tokio::spawn(async move {
-            let now = Instant::now();
-            let mut rounds = Rounds {
-                last_checkpoint: now,
-                written: 0,
-                best: 0,
-                fruitless: 0,
-                rooted: 0,
-                nothing_at: None,
-            };
+            let mut rounds = Rounds::new(Instant::now());
             let mut next = Next::Wait;
             loop {
                 let ticked =
@@ -160,6 +168,7 @@ impl Core {
         if stalled && rounds.rooted == 0 && !reclaimer.is_going() {
             // What is dead already needs no moving.
             rounds.rooted += 1;
+            rounds.judged_before = self.queue().next_number;
             return self.roots(stalled).await;
         }
         let step = reclaimer.step(self).await;
@@ -182,7 +191,7 @@ impl Core {
                     return next;
                 }
                 if stalled {
-                    self.no_room().await;
+                    self.no_room(rounds).await;
                     return next;
                 }
                 // Nobody waits for it: looked again when something has changed.
@@ -194,7 +203,7 @@ impl Core {
                 self.roots(stalled).await
             }
             Ok(Step::Nothing) if stalled => {
-                self.no_room().await;
+                self.no_room(rounds).await;
                 Next::Again
             }
             Ok(Step::Nothing) => {
@@ -243,13 +252,14 @@ impl Core {
 
     /// Nothing more can be emptied: waits for readers, if that is what room depends on, else tells the
     /// writers that wait.
-    async fn no_room(self: &Arc<Self>) {
+    async fn no_room(self: &Arc<Self>, rounds: &mut Rounds) {
         if self.segments.table().waits_for_readers() {
             self.readers_end().await;
             return;
         }
+        rounds.rooted = 0;
         if self.queue().stalled {
-            self.fail_data();
+            self.fail_data(rounds.judged_before);
         }
     }
 
@@ -265,14 +275,13 @@ impl Core {
         waiting.iter().for_each(|done| done.part_done(Err(error.to_export())));
     }
 
-    /// There is no room: what brings data fails, what gives space back goes on.
-    fn fail_data(self: &Arc<Self>) {
+    /// There is no room: what brings data fails, what gives space back goes on. So does what came in after `before`: a
+    /// change that was answered meanwhile may have made room for it.
+    fn fail_data(self: &Arc<Self>, before: u64) {
         let (data, leader) = {
             let mut queue = self.queue();
-            let mut data = queue.drain_data();
-            if self.segments.table().available_slots() == 0 {
-                data.append(&mut queue.drain_waiting());
-            }
+            let has_slots = self.segments.table().available_slots() > 0;
+            let data = queue.drain_before(before, |part| part.brings_data() || !has_slots);
             queue.stalled = false;
             (data, queue.becomes_leader())
         };

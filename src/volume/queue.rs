@@ -27,6 +27,8 @@ const SMALL_BELOW: usize = 16;
 
 /// A change on its way into the log.
 pub(super) struct Part {
+    /// Counts the changes as they come in.
+    pub(super) number: u64,
     pub(super) sectors: SectorRange,
     pub(super) op: Op,
     /// Records of a [`Op::Write`], plaintext; empty otherwise.
@@ -63,7 +65,7 @@ impl Part {
         let sectors = SectorRange::new(start, self.sectors.count - count);
         self.sectors.count = count;
         self.done.one_more();
-        Self { sectors, op: self.op, records: rest, done: self.done.clone() }
+        Self { number: self.number, sectors, op: self.op, records: rest, done: self.done.clone() }
     }
 }
 
@@ -142,6 +144,8 @@ pub(super) enum Health {
 /// The queue of one volume.
 pub(super) struct Queue {
     pub(super) waiting: VecDeque<Part>,
+    /// Number of the next part to come in.
+    pub(super) next_number: u64,
     /// A task is about to compose what waits.
     pub(super) leader: bool,
     /// What waits cannot be composed before a root brings new slots.
@@ -167,6 +171,7 @@ impl Queue {
     pub(super) fn new(completed: LogSpan, end: Lba) -> Self {
         Self {
             waiting: VecDeque::new(),
+            next_number: 0,
             leader: false,
             stalled: false,
             in_flight: VecDeque::new(),
@@ -231,11 +236,22 @@ impl Queue {
         self.waiting.drain(..).map(|part| part.done).collect()
     }
 
-    /// Takes what waits with data, to be told that there is no room. What gives space back stays.
-    pub(super) fn drain_data(&mut self) -> Vec<Arc<Completion>> {
-        let (data, left) = self.waiting.drain(..).partition::<VecDeque<_>, _>(Part::brings_data);
+    /// Adds a part behind those that wait.
+    pub(super) fn push(&mut self, sectors: SectorRange, op: Op, records: BytesMut, done: Arc<Completion>) {
+        self.waiting.push_back(Part { number: self.next_number, sectors, op, records, done });
+        self.next_number += 1;
+    }
+
+    /// Takes what came in before number `before` and is `refused`, to be told that there is no room.
+    pub(super) fn drain_before(
+        &mut self,
+        before: u64,
+        refused: impl Fn(&Part) -> bool,
+    ) -> Vec<Arc<Completion>> {
+        let takes = |part: &Part| part.number < before && refused(part);
+        let (taken, left) = self.waiting.drain(..).partition::<VecDeque<_>, _>(takes);
         self.waiting = left;
-        data.into_iter().map(|part| part.done).collect()
+        taken.into_iter().map(|part| part.done).collect()
     }
 
     /// Whether something waits that needs no room for data and may go in front of what does: it overlaps

@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::Core;
 use super::log::entry_pieces;
-use super::queue::{Completion, Health, Merge, Part, Queue};
+use super::queue::{Completion, Health, Merge, Queue};
 use crate::export::{ExportError, ZeroMode};
 use crate::format::chunk::Op;
 use crate::geometry::{ByteRange, Lba, SECTOR_BYTES, SECTOR_LEN, SectorRange};
@@ -161,7 +161,7 @@ impl Core {
             return Added::Blocked(Blocked::OnMerge(done));
         }
         let (done, receiver) = Completion::new();
-        queue.waiting.push_back(Part { sectors, op, records: std::mem::take(records), done });
+        queue.push(sectors, op, std::mem::take(records), done);
         Added::Waiting { receiver, leader: queue.becomes_leader() }
     }
 

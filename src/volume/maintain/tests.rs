@@ -1,18 +1,22 @@
-//! When a checkpoint is due.
+//! When a checkpoint is due, and whom a want of room is told.
 
 use std::sync::Arc;
 
 use keymgmt::keyfile::Keyfile;
 use keymgmt::secret::Secret32;
 
+use bytes::BytesMut;
+
 use super::*;
 use crate::cipher::Engine;
-use crate::export::{Durability, Export};
-use crate::geometry::ByteRange;
-use crate::payload::Payload;
+use crate::export::{Durability, Export, ExportError};
+use crate::format::chunk::Op;
+use crate::geometry::{ByteRange, Lba, SectorRange};
+use crate::payload::{Payload, RECORD_LEN};
 use crate::store::SlotStore;
 use crate::store::memory::MemoryStore;
 use crate::volume::create::{Geometry, NewVolume};
+use crate::volume::queue::Completion;
 use crate::volume::unlock::read_header;
 use crate::volume::{OpenMode, Volume};
 
@@ -72,4 +76,28 @@ async fn replayed_log_brings_a_checkpoint_as_written_log_does() {
     assert!(!core.needs_maintenance(&core.queue()));
     core.queue().unrooted_bytes = CHECKPOINT_BYTES / 2;
     assert!(core.needs_maintenance(&core.queue()));
+}
+
+/// A judgement that began before a TRIM once told writes behind that TRIM that there was no room.
+#[tokio::test]
+async fn a_write_that_came_after_a_judgement_began_is_not_refused_by_it() {
+    let (_, volume) = open(format().await).await;
+    let core = &volume.core;
+    let sector = |lba| SectorRange::new(Lba(lba), 1);
+    let records = || BytesMut::from(&[7; RECORD_LEN][..]);
+    let mut rounds = Rounds::new(Instant::now());
+    let (before, behind) = {
+        let mut queue = core.queue();
+        queue.stalled = true;
+        let (done, before) = Completion::new();
+        queue.push(sector(1), Op::Write, records(), done);
+        rounds.judged_before = queue.next_number;
+        let (done, behind) = Completion::new();
+        queue.push(sector(2), Op::Write, records(), done);
+        (before, behind)
+    };
+    core.no_room(&mut rounds).await;
+    assert!(matches!(before.await.unwrap(), Err(ExportError::NoSpace(_))));
+    assert_eq!(behind.await.unwrap(), Ok(core.queue().completed_seq()));
+    assert_eq!(rounds.rooted, 0, "what comes now is judged anew");
 }
