@@ -22,16 +22,17 @@ fn writes_before_a_disconnect_are_finished_and_answered_and_then_the_server_clos
         let read = client.request(NONE, Command::READ, 0, 512);
         client.disconnect();
         export.wait_until_waiting(8);
+        assert_eq!(client.answer(512).cookie, read, "it waits for nothing");
         export.open();
-        let mut answered: Vec<u64> = (0..9)
-            .map(|nth| {
-                let answer = client.answer(if nth == 0 { 512 } else { 0 });
+        let mut answered: Vec<u64> = (0..8)
+            .map(|_| {
+                let answer = client.answer(0);
                 assert_eq!(answer.error, Errno::OK);
                 answer.cookie
             })
             .collect();
         answered.sort_unstable();
-        assert_eq!(answered, [cookies, vec![read]].concat());
+        assert_eq!(answered, cookies);
         client.assert_closed();
         assert_eq!(export.writes_done(), 8);
     }
