@@ -158,7 +158,8 @@ impl Core {
         if !stalled && !reclaimer.is_going() && needless {
             return Next::Wait;
         }
-        let waits = self.segments.table().waits_for_readers();
+        // Moves whose checkpoint failed are among the readers, and end with the next one.
+        let waits = self.segments.table().waits_for_readers() && self.moves().guards.is_empty();
         if waits && !reclaimer.is_going() && !self.has_room_for_moves() {
             // What is emptied comes back when they end; until then moves and roots only take from the reserve.
             drop(reclaimer);

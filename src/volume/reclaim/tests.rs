@@ -311,3 +311,34 @@ async fn index_segments_with_few_needed_pages_are_emptied() {
     assert!(segments <= needed + 12, "{segments} index segments for what {needed} hold");
     clean(&volume).await;
 }
+
+/// A batch that ended with an error once left moves behind, which kept what was freed from being free, while the background
+/// task waited for that: nothing was written any more.
+#[tokio::test]
+async fn room_is_not_waited_for_while_moves_of_a_failed_batch_keep_it() {
+    let volume = half_dead(OverProvisioning::DEFAULT).await;
+    let core = &volume.core;
+    let mut taken = Vec::new();
+    {
+        // Held, so that the background task stays out of it.
+        let mut reclaimer = core.reclaimer.lock().await;
+        while core.moves().guards.is_empty() {
+            assert_eq!(reclaimer.step(core).await.unwrap(), Step::Going);
+        }
+        reclaimer.give_up(core);
+        // What dies now is freed, and kept by the guard of the moves.
+        volume.trim(sectors(&volume, 0, SECTORS / 2), Durability::Accepted).await.unwrap();
+        while !core.segments.table().waits_for_readers() {
+            core.root_again().await.unwrap();
+        }
+        while core.has_room_for_moves() {
+            taken.push(core.segments.table_mut().take_any().unwrap());
+        }
+    }
+    let write = write(&volume, 1, 9);
+    let answer = tokio::time::timeout(DEADLINE, write).await.expect("it is answered");
+    assert!(matches!(answer, Ok(()) | Err(ExportError::NoSpace(_))), "{answer:?}");
+    assert!(core.moves().moves.is_empty());
+    core.segments.table_mut().release(&taken);
+    clean(&volume).await;
+}
