@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use keymgmt::keyfile::Keyfile;
 use keymgmt::secret::Secret32;
-
-use bytes::BytesMut;
 
 use super::*;
 use crate::cipher::Engine;
