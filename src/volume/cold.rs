@@ -43,6 +43,12 @@ pub(super) struct Moves {
 }
 
 impl Moves {
+    /// Whether a checkpoint comes before another batch: one has failed, and these would be moved again; or a write into a
+    /// new segment has, and each further one would take another slot that no root gives back.
+    pub(super) fn wait_for_checkpoint(&self) -> bool {
+        !self.moves.is_empty() || !self.full.is_empty()
+    }
+
     /// Puts `older` moves, which did not take effect, back in front.
     pub(super) fn put_back(&mut self, mut older: Self) {
         older.moves.append(&mut self.moves);

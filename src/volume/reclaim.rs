@@ -86,8 +86,7 @@ impl Reclaimer {
     /// what was moved counts all the same.
     pub(super) async fn step(&mut self, core: &Core) -> Result<Step, VolumeError> {
         if self.batch.is_none() {
-            if !core.moves().moves.is_empty() {
-                // A checkpoint failed: these take effect first, or they would be moved again.
+            if core.moves().wait_for_checkpoint() {
                 return Ok(Step::Finished);
             }
             let Some(batch) = self.begin(core).await? else { return Ok(Step::Nothing) };

@@ -12,7 +12,7 @@ use crate::export::{Durability, Export, ExportError};
 use crate::geometry::{ByteRange, SECTOR_BYTES};
 use crate::payload::Payload;
 use crate::store::SlotStore;
-use crate::store::memory::MemoryStore;
+use crate::store::memory::{Fault, MemoryStore, Operation};
 use crate::volume::create::{Geometry, NewVolume, OverProvisioning};
 use crate::volume::unlock::read_header;
 use crate::volume::{OpenMode, Volume};
@@ -25,7 +25,10 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 async fn fresh(size: u64, spare: OverProvisioning) -> Volume {
     let geometry = Geometry::with_spare(size, spare).unwrap();
-    let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
+    fresh_on(Arc::new(MemoryStore::new(geometry.store_bytes())), geometry).await
+}
+
+async fn fresh_on(store: Arc<MemoryStore>, geometry: Geometry) -> Volume {
     let manager = || Keyfile::from_secret(Secret32::take(&mut [7; 32]));
     let mut new = NewVolume::prepare(geometry, 512, "reclaim", Engine::default()).unwrap();
     new.add_key(&manager(), 0).await.unwrap();
@@ -55,14 +58,18 @@ async fn fill_of(volume: &Volume, lba: u64) -> u8 {
 /// Every other sector written again, so that the segments of the first writing are half dead.
 async fn half_dead(spare: OverProvisioning) -> Volume {
     let volume = fresh(SIZE, spare).await;
+    let_half_die(&volume).await;
+    volume
+}
+
+async fn let_half_die(volume: &Volume) {
     for lba in 0..SECTORS {
-        write(&volume, lba, 1).await.unwrap();
+        write(volume, lba, 1).await.unwrap();
     }
     for lba in (0..SECTORS).step_by(2) {
-        write(&volume, lba, 2).await.unwrap();
+        write(volume, lba, 2).await.unwrap();
     }
     volume.checkpoint().await.unwrap();
-    volume
 }
 
 async fn clean(volume: &Volume) {
@@ -340,5 +347,36 @@ async fn room_is_not_waited_for_while_moves_of_a_failed_batch_keep_it() {
     assert!(matches!(answer, Ok(()) | Err(ExportError::NoSpace(_))), "{answer:?}");
     assert!(core.moves().moves.is_empty());
     core.segments.table_mut().release(&taken);
+    clean(&volume).await;
+}
+
+/// Each batch whose first write failed once took a slot that nothing gave back: a store that failed for a minute left a
+/// volume without a slot for the root that opens it.
+#[tokio::test]
+async fn moves_that_cannot_be_written_do_not_use_up_the_slots() {
+    let geometry = Geometry::with_spare(SIZE, OverProvisioning::DEFAULT).unwrap();
+    let store = Arc::new(MemoryStore::new(geometry.store_bytes()));
+    let volume = fresh_on(store.clone(), geometry).await;
+    let_half_die(&volume).await;
+    let core = &volume.core;
+    {
+        // Held, so that the background task stays out of it.
+        let mut reclaimer = core.reclaimer.lock().await;
+        let before = core.segments.table().unused();
+        store.inject(Operation::Write, 0, Fault::Io);
+        assert!(reclaimer.step(core).await.is_err());
+        for _ in 0..before {
+            store.inject(Operation::Write, 0, Fault::Io);
+            assert_eq!(reclaimer.step(core).await.unwrap(), Step::Finished, "a checkpoint comes first");
+            assert!(volume.checkpoint().await.is_err());
+        }
+        assert_eq!(core.segments.table().unused(), before - 1);
+        // It is closed by one root, freed by the next, and may be used behind the one after.
+        for _ in 0..3 {
+            volume.checkpoint().await.unwrap();
+        }
+        assert!(core.segments.table().unused() >= before, "it is given back");
+        assert_eq!(reclaimer.step(core).await.unwrap(), Step::Going);
+    }
     clean(&volume).await;
 }
