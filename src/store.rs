@@ -129,6 +129,11 @@ pub enum StoreError {
     /// Another process has the store open for writing.
     #[error("{0} is in use by another process")]
     Busy(String),
+    /// It cannot be opened past the page cache.
+    #[error(
+        "{0} cannot be opened with O_DIRECT: it is no file or block device, or its file system does not offer it"
+    )]
+    NoDirectAccess(String),
     /// The backend cannot be reached, or went away and did not come back in time.
     #[error("backend unreachable: {0}")]
     Unreachable(String),

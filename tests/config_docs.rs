@@ -9,7 +9,7 @@ use std::path::Path;
 use common::programs::{outcome, program};
 
 /// Every key of every section but `[provider.NAME]`, whose keys depend on its type.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "control_directory",
     "memory",
     "path",
@@ -19,6 +19,7 @@ const KEYS: [&str; 10] = [
     "listen",
     "rotate_kek",
     "read_only",
+    "direct",
     "anchor",
 ];
 

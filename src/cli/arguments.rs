@@ -414,6 +414,9 @@ pub(super) struct ServeOptions {
     /// Refuse every change; nothing is written to the backend
     #[arg(long, short = 'r', visible_alias = "readonly")]
     pub(super) read_only: bool,
+    /// Bypass the page cache (O_DIRECT); for files and block devices
+    #[arg(long)]
+    pub(super) direct: bool,
     /// Take a backend that is behind its anchor as it is: what was written since is given up
     #[arg(long)]
     pub(super) accept_rollback: bool,

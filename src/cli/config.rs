@@ -46,6 +46,7 @@ struct VolumeReport {
     listen: Option<String>,
     rotate_kek: Option<String>,
     read_only: bool,
+    direct: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     anchor: Option<PathBuf>,
 }
@@ -110,7 +111,8 @@ fn report(settings: &Settings, registry: &Registry) -> Report {
 }
 
 fn volume_report(volume: &VolumeSettings) -> VolumeReport {
-    let VolumeSettings { name, backend, uuid, slots, listen, rotate_kek, read_only, anchor, .. } = volume;
+    let VolumeSettings { name, backend, uuid, slots, listen, rotate_kek, read_only, direct, anchor, .. } =
+        volume;
     VolumeReport {
         name: name.clone(),
         backend: backend.to_string(),
@@ -122,6 +124,7 @@ fn volume_report(volume: &VolumeSettings) -> VolumeReport {
         }),
         rotate_kek: rotate_kek.map(|period| exact(period.as_secs())),
         read_only: *read_only,
+        direct: *direct,
         anchor: anchor.clone(),
     }
 }
@@ -150,7 +153,8 @@ fn prose(report: &Report) -> String {
     for ProviderReport { name, kind } in providers {
         text.push_str(&format!("provider {name}  {kind}\n"));
     }
-    for VolumeReport { name, backend, uuid, slots, listen, rotate_kek, read_only, anchor } in volumes {
+    for VolumeReport { name, backend, uuid, slots, listen, rotate_kek, read_only, direct, anchor } in volumes
+    {
         text.push_str(&format!("volume {name}  {backend}\n"));
         let parts = [
             ("uuid", uuid.clone()),
@@ -158,6 +162,7 @@ fn prose(report: &Report) -> String {
             ("listen", listen.clone()),
             ("rotate_kek", rotate_kek.clone()),
             ("read_only", read_only.then(|| "true".to_owned())),
+            ("direct", direct.then(|| "true".to_owned())),
             ("anchor", anchor.as_ref().map(|directory| directory.display().to_string())),
         ];
         for (key, value) in parts {

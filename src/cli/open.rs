@@ -18,6 +18,7 @@ use super::output::Output;
 use super::settings::VolumeSettings;
 use crate::format::header::Header;
 use crate::format::keyslot::Keyslot;
+use crate::store::file::Caching;
 use crate::store::uri::{self, StoreUri};
 use crate::store::{Access, SlotStore, StoreError};
 use crate::volume::unlock::{HeaderCopies, Unlocked, read_header};
@@ -31,11 +32,20 @@ pub(super) struct Backend {
 
 /// Opens the store that an argument names.
 pub(super) async fn backend(argument: &OsStr, access: Access) -> Result<Backend, Failure> {
+    backend_with(argument, access, Caching::Cached).await
+}
+
+/// The same, with a choice of caching.
+pub(super) async fn backend_with(
+    argument: &OsStr,
+    access: Access,
+    caching: Caching,
+) -> Result<Backend, Failure> {
     let uri = StoreUri::from_arg(argument)?;
     if let StoreUri::Memory(_) = uri {
         return Err(no_memory(&uri));
     }
-    let store = uri::open(&uri, access).await.map_err(|error| match &uri {
+    let store = uri::open_with(&uri, access, caching).await.map_err(|error| match &uri {
         StoreUri::File(path) => file_failure(path, error),
         _ => Failure::from(error).of(&uri),
     })?;

@@ -197,6 +197,9 @@ impl From<StoreError> for Failure {
             StoreError::ShortRead { .. } | StoreError::OutOfRange { .. } => {
                 Self::integrity(message, "the backend was cut short: restore it, then sealbd check BACKEND")
             }
+            StoreError::NoDirectAccess(_) => {
+                Self::usage(message, "sealbd serve without --direct, or without direct in its [volume.NAME]")
+            }
             StoreError::Open(_) => Self::not_ours(message, "sealbd --help shows how to name a backend"),
             StoreError::Protocol(_) | StoreError::SyncFailed(_) | StoreError::Io { .. } => Self::new(
                 EXIT_UNREACHABLE,

@@ -28,6 +28,7 @@ use crate::format::header::Header;
 use crate::private_socket::PrivateSocketError;
 use crate::server::pidfile::PidFile;
 use crate::server::{Limits, ListenError, Listener, Server, ServerError};
+use crate::store::file::Caching;
 use crate::store::uri::StoreUri;
 use crate::store::{Access, SlotStore};
 use crate::volume::create::Geometry;
@@ -67,7 +68,7 @@ pub(super) async fn run(mut options: ServeOptions, context: &Context) -> Result<
     let mut opened = Vec::with_capacity(names.len());
     let mut result = Ok(());
     for backend in &options.backends {
-        match open_volume(backend, &managers, options.read_only, context).await {
+        match open_volume(backend, &managers, &options, context).await {
             Ok(volume) => opened.push(volume),
             Err(failure) => {
                 result = Err(failure);
@@ -95,15 +96,19 @@ pub(super) async fn run(mut options: ServeOptions, context: &Context) -> Result<
 async fn open_volume(
     argument: &OsStr,
     managers: &[Box<dyn KeyManager>],
-    read_only: bool,
+    options: &ServeOptions,
     context: &Context,
 ) -> Result<Opened, Failure> {
     let configured = context.settings.volume_at(&StoreUri::from_arg(argument)?);
-    let (access, mode) = match read_only || configured.is_some_and(|volume| volume.read_only) {
+    let (access, mode) = match options.read_only || configured.is_some_and(|volume| volume.read_only) {
         true => (Access::ReadOnly, OpenMode::ReadOnly),
         false => (Access::ReadWrite, OpenMode::ReadWrite),
     };
-    let backend = open::backend(argument, access).await?;
+    let caching = match options.direct || configured.is_some_and(|volume| volume.direct) {
+        true => Caching::Direct,
+        false => Caching::Cached,
+    };
+    let backend = open::backend_with(argument, access, caching).await?;
     let unlocked = backend.unlock(managers, context).await?;
     context.trail.begin()?;
     let volume = context.open(&backend, unlocked, mode).await?;

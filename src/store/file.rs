@@ -2,9 +2,11 @@
 //!
 //! Assumes nothing about other processes: an open-file-description lock keeps a second opener out
 //! for as long as this one lives, across `fork` and whoever else opens and closes the same file.
-//! Promises the contract of [`SlotStore`]; in particular a read never makes up zeros behind the end
+//! With [`Caching::Direct`] it bypasses the page cache. Promises the contract of [`SlotStore`]; in particular a read never makes up zeros behind the end
 //! of a file that was cut short, and a failed `fdatasync` is final: the kernel marks the pages it
 //! could not write as clean, so a second `fdatasync` would succeed without having written anything.
+
+mod direct;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
@@ -19,14 +21,15 @@ use nix::libc;
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
+use self::direct::{Aligned, Direct};
 use super::{Access, BoxFuture, Capability, Persist, SlotStore, StoreError, whole_blocks};
 
 /// Longest single read or write in bytes: one segment of the default size.
 const IO_BYTES_MAX: u32 = 8 << 20;
 
-/// Longest write done on the caller's thread, in bytes. A buffered write is a copy into the page
+/// Longest write done on the caller's thread, in bytes: a chunk of any size. A buffered write is a copy into the page
 /// cache, and below this length handing it to another thread costs more than the copy.
-const INLINE_WRITE_BYTES_MAX: usize = 1 << 20;
+const INLINE_WRITE_BYTES_MAX: usize = 2 << 20;
 
 /// Parts that one `pwritev` takes: Linux' `IOV_MAX`.
 const PARTS_PER_CALL_MAX: usize = 1024;
@@ -45,6 +48,15 @@ pub enum Existing {
     Replace,
 }
 
+/// Whether reads and writes go through the page cache of this host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Caching {
+    /// They do.
+    Cached,
+    /// They bypass it (O_DIRECT).
+    Direct,
+}
+
 /// A store in a file or on a block device.
 pub struct FileStore {
     inner: Arc<Inner>,
@@ -57,6 +69,8 @@ struct Inner {
     /// Grows only.
     size: AtomicU64,
     access: Access,
+    /// How it is read and written past the page cache.
+    direct: Option<Direct>,
     /// Whether the end must be looked at: a device does not shrink under us.
     regular: bool,
     /// Cleared when the file system turns out not to punch holes.
@@ -77,6 +91,14 @@ impl FileStore {
     /// use otherwise; [`StoreError::Open`] when it is not there, may not be opened, cannot be
     /// locked, or is neither file nor block device.
     pub fn open(path: &Path, access: Access) -> Result<Self, StoreError> {
+        Self::open_with(path, access, Caching::Cached)
+    }
+
+    /// The same, with a choice of caching.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`StoreError::NoDirectAccess`] when the file system has no way around its cache.
+    pub fn open_with(path: &Path, access: Access, caching: Caching) -> Result<Self, StoreError> {
         let failed = |cause: io::Error| open_failed(path, &cause);
         // Before opening: a FIFO would block, a device might act.
         let kind = std::fs::metadata(path).map_err(failed)?.file_type();
@@ -86,13 +108,24 @@ impl FileStore {
         }
         let mut options = OpenOptions::new();
         options.read(true).write(access == Access::ReadWrite);
-        if kind.is_block_device() && access == Access::ReadWrite {
-            // On a device O_EXCL asks the kernel to refuse while the device is mounted or mapped.
-            options.custom_flags(libc::O_EXCL);
-        }
-        let file = options.open(path).map_err(failed)?;
+        // On a device O_EXCL asks the kernel to refuse while the device is mounted or mapped.
+        let alone = if kind.is_block_device() && access == Access::ReadWrite { libc::O_EXCL } else { 0 };
+        let no_way = || StoreError::NoDirectAccess(path.display().to_string());
+        let file = match caching {
+            Caching::Cached => options.custom_flags(alone).open(path).map_err(failed)?,
+            Caching::Direct => options.custom_flags(alone | libc::O_DIRECT).open(path).map_err(|cause| {
+                match cause.kind() {
+                    io::ErrorKind::InvalidInput => no_way(),
+                    _ => failed(cause),
+                }
+            })?,
+        };
         lock(&file, path, access)?;
-        Self::of_locked(file, path, access)
+        let direct = match caching {
+            Caching::Cached => None,
+            Caching::Direct => Some(Direct::of(&file).ok_or_else(no_way)?),
+        };
+        Self::of_locked(file, path, access, direct)
     }
 
     /// Makes a sparse file of `size` bytes with mode 0600 and opens it for writing. When this
@@ -140,10 +173,15 @@ impl FileStore {
         };
         let synced = File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(|cause| StoreError::from_io("sync the directory of the new file", cause))?;
-        Self::of_locked(file, path, Access::ReadWrite)
+        Self::of_locked(file, path, Access::ReadWrite, None)
     }
 
-    fn of_locked(mut file: File, path: &Path, access: Access) -> Result<Self, StoreError> {
+    fn of_locked(
+        mut file: File,
+        path: &Path,
+        access: Access,
+        direct: Option<Direct>,
+    ) -> Result<Self, StoreError> {
         let failed = |cause: io::Error| open_failed(path, &cause);
         let regular = file.metadata().map_err(failed)?.is_file();
         // A device has length 0 in its metadata; its end can be sought.
@@ -154,9 +192,10 @@ impl FileStore {
             path: path.to_owned(),
             size: AtomicU64::new(size),
             access,
+            direct,
             regular,
             punches: AtomicBool::new(punches),
-            reads_without_waiting: AtomicBool::new(true),
+            reads_without_waiting: AtomicBool::new(direct.is_none()),
             sync_failed: Mutex::new(None),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -178,12 +217,13 @@ impl FileStore {
 
 impl SlotStore for FileStore {
     fn capability(&self) -> Capability {
+        let write_unit = self.inner.direct.map_or(WRITE_UNIT, Direct::unit);
         Capability {
             size: self.inner.size.load(Ordering::Relaxed),
-            write_unit: WRITE_UNIT,
+            write_unit,
             // A page of a file that nothing was written to holds zeros without being read; one of a device
             // is read first.
-            best_unit: if self.inner.regular { WRITE_UNIT } else { PAGE },
+            best_unit: if self.inner.regular { write_unit } else { PAGE },
             io_bytes_max: IO_BYTES_MAX,
             discard: self.inner.punches.load(Ordering::Relaxed),
             read_only: self.inner.access != Access::ReadWrite,
@@ -229,7 +269,9 @@ impl SlotStore for FileStore {
         Box::pin(async move {
             let len = self.capability().check_write(offset, &parts)?;
             match persist {
-                Persist::Volatile if len <= INLINE_WRITE_BYTES_MAX => self.inner.write(offset, &parts),
+                Persist::Volatile if len <= INLINE_WRITE_BYTES_MAX && self.inner.direct.is_none() => {
+                    self.inner.write(offset, &parts)
+                }
                 Persist::Volatile => self.off_thread(move |inner| inner.write(offset, &parts)).await,
                 // Not RWF_DSYNC: when that fails, one cannot tell a write that was refused (nothing
                 // is lost) from a sync that failed (everything unsynced may be).
@@ -273,6 +315,9 @@ impl SlotStore for FileStore {
 
 impl Inner {
     fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+        if let Some(direct) = self.direct {
+            return direct.read(&self.file, offset, len);
+        }
         let mut bytes = Vec::with_capacity(len);
         while bytes.len() < len {
             let at = offset + bytes.len() as u64;
@@ -288,8 +333,15 @@ impl Inner {
     }
 
     fn write(&self, offset: u64, parts: &[Bytes]) -> Result<(), StoreError> {
+        if self.direct.is_some() {
+            return self.write_slices(offset, &mut [IoSlice::new(&Aligned::copy_of(parts))]);
+        }
         let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let mut rest = &mut slices[..];
+        self.write_slices(offset, &mut slices)
+    }
+
+    fn write_slices(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> Result<(), StoreError> {
+        let mut rest = slices;
         let mut at = offset;
         // Empty parts go first, so that a call that writes nothing is an error below.
         IoSlice::advance_slices(&mut rest, 0);
@@ -410,154 +462,4 @@ fn open_failed(path: &Path, cause: &io::Error) -> StoreError {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    const SIZE: u64 = 1 << 20;
-
-    fn new_store() -> (tempfile::TempDir, PathBuf, FileStore) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("volume");
-        let store = FileStore::create(&path, SIZE, Existing::Refuse).unwrap();
-        (directory, path, store)
-    }
-
-    #[test]
-    fn a_new_file_is_sparse_private_and_of_the_size_asked_for() {
-        let (_directory, path, _store) = new_store();
-        let metadata = std::fs::metadata(path).unwrap();
-        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
-        assert_eq!(metadata.len(), SIZE);
-        assert_eq!(metadata.blocks(), 0);
-    }
-
-    #[test]
-    fn a_second_writer_and_a_reader_beside_a_writer_are_refused() {
-        let (_directory, path, store) = new_store();
-        for access in [Access::ReadWrite, Access::ReadOnly] {
-            assert!(matches!(FileStore::open(&path, access), Err(StoreError::Busy(_))));
-        }
-        drop(store);
-        FileStore::open(&path, Access::ReadWrite).unwrap();
-    }
-
-    #[test]
-    fn readers_share_a_file_and_keep_a_writer_out() {
-        let (_directory, path, store) = new_store();
-        drop(store);
-        let readers: Vec<_> = (0..2).map(|_| FileStore::open(&path, Access::ReadOnly).unwrap()).collect();
-        assert!(matches!(FileStore::open(&path, Access::ReadWrite), Err(StoreError::Busy(_))));
-        drop(readers);
-        FileStore::open(&path, Access::ReadWrite).unwrap();
-    }
-
-    #[test]
-    fn an_existing_file_is_replaced_only_when_told_and_not_in_use() {
-        let (_directory, path, store) = new_store();
-        assert!(matches!(FileStore::create(&path, SIZE, Existing::Refuse), Err(StoreError::Open(_))));
-        assert!(matches!(FileStore::create(&path, SIZE, Existing::Replace), Err(StoreError::Busy(_))));
-        store.inner.write(0, &[Bytes::from_static(&[7; 4096])]).unwrap();
-        drop(store);
-        let store = FileStore::create(&path, 2 * SIZE, Existing::Replace).unwrap();
-        assert_eq!(store.capability().size, 2 * SIZE);
-        assert_eq!(store.inner.read(0, 4096).unwrap(), [0; 4096]);
-    }
-
-    #[test]
-    fn what_is_neither_file_nor_device_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        for path in [directory.path(), Path::new("/dev/null"), Path::new("/nonexistent/volume")] {
-            let opened = FileStore::open(path, Access::ReadWrite);
-            assert!(matches!(opened, Err(StoreError::Open(_))), "{}", path.display());
-        }
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_made_leaves_nothing_behind() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("volume");
-        assert!(FileStore::create(&path, u64::MAX, Existing::Refuse).is_err());
-        assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn a_file_cut_short_while_open_gives_no_zeros_and_fails_the_sync() {
-        let (_directory, path, store) = new_store();
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(6000).unwrap();
-        let short = store.read_at(4096, 4096).await;
-        assert!(
-            matches!(short, Err(StoreError::ShortRead { offset: 4096, wanted: 4096, got: 1904 })),
-            "{short:?}"
-        );
-        assert!(store.try_read_at(4096, &mut [0; 4096]).is_none());
-        let failed = store.sync().await;
-        assert!(
-            matches!(&failed, Err(StoreError::SyncFailed(cause)) if cause.contains("6000")),
-            "{failed:?}"
-        );
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(SIZE).unwrap();
-        assert!(matches!(store.sync().await, Err(StoreError::SyncFailed(_))), "a failed sync is final");
-    }
-
-    #[tokio::test]
-    async fn what_is_in_the_page_cache_is_read_without_waiting() {
-        let (_directory, _path, store) = new_store();
-        store.write_at(4096, vec![Bytes::from(vec![3; 8192])], Persist::Volatile).await.unwrap();
-        let mut bytes = [0; 5000];
-        let read = store.try_read_at(5000, &mut bytes);
-        // Some file systems (overlays, network) do not know how; then nothing is tried again.
-        let known = store.inner.reads_without_waiting.load(Ordering::Relaxed);
-        assert_eq!(matches!(read, Some(Ok(()))), known);
-        assert!(!known || bytes == [3; 5000]);
-    }
-
-    #[tokio::test]
-    async fn a_write_of_many_parts_lands_in_order() {
-        let (_directory, _path, store) = new_store();
-        let parts: Vec<Bytes> = (0..3 * PARTS_PER_CALL_MAX)
-            .map(|at| Bytes::from(vec![at.to_le_bytes()[0]; if at % 2 == 0 { 8 } else { 0 }]))
-            .collect();
-        let whole = parts.concat();
-        store.write_at(8192, parts, Persist::Volatile).await.unwrap();
-        assert_eq!(store.read_at(8192, whole.len()).await.unwrap(), whole);
-    }
-
-    #[tokio::test]
-    async fn a_discarded_range_gives_its_blocks_back() {
-        let (_directory, path, store) = new_store();
-        store.write_at(0, vec![Bytes::from(vec![1; 1 << 20])], Persist::Durable).await.unwrap();
-        let before = std::fs::metadata(&path).unwrap().blocks();
-        store.discard(0, 1 << 19).await.unwrap();
-        store.sync().await.unwrap();
-        let after = std::fs::metadata(&path).unwrap().blocks();
-        assert_eq!(after < before, store.capability().discard, "{before} blocks before, {after} after");
-        assert_eq!(store.read_at(1 << 19, 1).await.unwrap(), [1]);
-    }
-
-    #[tokio::test]
-    async fn a_file_without_room_says_so() {
-        const CHILD: &str = "SEALBD_TEST_FULL_FILE";
-        if let Some(path) = std::env::var_os(CHILD) {
-            let store = FileStore::open(Path::new(&path), Access::ReadWrite).unwrap();
-            let block = || vec![Bytes::from_static(&[1; 4096])];
-            store.write_at(4096, block(), Persist::Volatile).await.unwrap();
-            let full = store.write_at(8192, block(), Persist::Volatile).await;
-            assert!(matches!(full, Err(StoreError::NoSpace)), "{full:?}");
-            return;
-        }
-        // The limit (16 blocks of 512 bytes) is a process', so the test runs itself under it.
-        let (_directory, path, store) = new_store();
-        drop(store);
-        let child = std::process::Command::new("sh")
-            .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "sh"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "store::file::tests::a_file_without_room_says_so"])
-            .env(CHILD, &path)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&child.stdout);
-        assert!(child.status.success() && said.contains("1 passed"), "{said}");
-    }
-}
+mod tests;

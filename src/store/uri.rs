@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::file::{Existing, FileStore};
+use super::file::{Caching, Existing, FileStore};
 use super::memory::MemoryStore;
 use super::nbd::{NbdAddress, NbdOptions, NbdStore, NbdTarget};
 use super::{Access, SlotStore, StoreError};
@@ -67,8 +67,21 @@ pub enum UriError {
 /// # Errors
 /// Those of [`FileStore::open`] and [`NbdStore::open`]; [`StoreError::Open`] for `mem:` without a size.
 pub async fn open(uri: &StoreUri, access: Access) -> Result<Arc<dyn SlotStore>, StoreError> {
+    open_with(uri, access, Caching::Cached).await
+}
+
+/// The same, with a choice of caching.
+///
+/// # Errors
+/// As [`open`]; [`StoreError::NoDirectAccess`] for a way around the cache where there is none.
+pub async fn open_with(
+    uri: &StoreUri,
+    access: Access,
+    caching: Caching,
+) -> Result<Arc<dyn SlotStore>, StoreError> {
     match uri {
-        StoreUri::File(path) => Ok(Arc::new(FileStore::open(path, access)?)),
+        StoreUri::File(path) => Ok(Arc::new(FileStore::open_with(path, access, caching)?)),
+        _ if caching == Caching::Direct => Err(StoreError::NoDirectAccess(uri.to_string())),
         StoreUri::Nbd(target) => {
             Ok(Arc::new(NbdStore::open(target.clone(), access, NbdOptions::default()).await?))
         }

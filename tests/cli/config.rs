@@ -43,7 +43,7 @@ fn config_check_tells_every_error_with_file_and_line_and_never_a_value() {
             "sealbd.toml:2: backend in [volume.db1]: a path in a configuration starts with '/'",
             "sealbd.toml:4: read_only in [volume.db1] is true or false, not string",
             "sealbd.toml:7: unknown key leas in [volume.db2]; known are backend, uuid, slots, listen, rotate_kek, \
-             read_only, anchor",
+             read_only, direct, anchor",
         ]
     );
     assert!(ended.next().contains("docs/CONFIG.md"));

@@ -57,6 +57,12 @@ impl Desk {
         Self { dir: tempfile::Builder::new().prefix("sealbd-cli-").tempdir().expect("temporary directory") }
     }
 
+    /// One in a directory of its own below another one.
+    pub(crate) fn in_directory(parent: &Path) -> Self {
+        let dir = tempfile::Builder::new().prefix("sealbd-cli-").tempdir_in(parent);
+        Self { dir: dir.expect("temporary directory") }
+    }
+
     /// One with the volume `vol` of [`SIZE`], which the keyfile `key` opens.
     pub(crate) fn with_volume() -> Self {
         let desk = Self::new();

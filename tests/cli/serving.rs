@@ -1,6 +1,7 @@
 //! `serve`: every way to listen, several exports, how it ends, and stores that fail underneath.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -85,7 +86,7 @@ fn the_command_of_run_gets_the_address_and_gives_the_exit_code() {
     let parts: Vec<&str> = ended.stdout.trim().split('|').collect();
     assert_eq!(parts[0], format!("nbd+unix:///vol?socket={}", parts[3]));
     assert_eq!(parts[1..3], ["vol", ""]);
-    assert!(!std::path::Path::new(parts[3]).exists(), "its directory goes, too");
+    assert!(!Path::new(parts[3]).exists(), "its directory goes, too");
 
     let ended = run(&["-p", "0"], "echo \"$uri|$port|$unixsocket\"");
     assert_eq!(ended.code, 0);
@@ -136,6 +137,27 @@ fn read_only_refuses_changes_and_writes_nothing() {
     desk.fails(10, "in use", &["key", "add", "vol", "--slot", "keyfile:key", "--new-slot", "keyfile:two"]);
     assert_eq!(server.stop(Signal::TERM), 0, "{}", server.log());
     assert_eq!(desk.bytes("vol"), before);
+}
+
+#[test]
+fn a_volume_is_served_past_the_page_cache() {
+    // Under `target`: the directory for temporary files may be a file system that has nothing but a cache.
+    let desk = Desk::in_directory(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    desk.ok(&["format", "vol", "--size", SIZE, "--slot", "keyfile:key", "--no-recovery"]);
+    for (direct, fill) in [(&["--direct"][..], 1), (&[], 2), (&["--direct"], 3)] {
+        let mut server = Server::start(&desk, &[&["vol", "--slot", "keyfile:key"][..], direct].concat());
+        let mut client = server.connect("vol");
+        for other in 1..fill {
+            let at = u64::from(other) * 100_000;
+            assert_eq!(client.read(at, 70_000).expect("read"), [other; 70_000]);
+        }
+        client.write(u64::from(fill) * 100_000, &[fill; 70_000], 0).expect("written");
+        assert_eq!(client.read(u64::from(fill) * 100_000, 70_000).expect("read"), [fill; 70_000]);
+        assert_eq!(server.stop(Signal::TERM), 0, "{}", server.log());
+    }
+    desk.ok(&["check", "vol", "--slot", "keyfile:key", "--deep"]);
+    let memory = ["serve", "nbd+unix:///x?socket=/nowhere", "--slot", "keyfile:key", "--direct", "-U", "s"];
+    desk.fails(1, "O_DIRECT", &memory);
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn every_key_of_a_volume_is_read() {
     let settings = good(&format!(
         "[daemon]\ncontrol_directory = '/run/x'\n[audit]\npath = '/var/log/a'\n\
          [volume.db1]\nbackend = 'nbd://store1/db1'\nuuid = '{UUID}'\nslots = ['keyfile:/k', 'passphrase']\n\
-         listen = 'unix:db1.sock'\nrotate_kek = '90d'\nread_only = true\n"
+         listen = 'unix:db1.sock'\nrotate_kek = '90d'\nread_only = true\ndirect = true\n"
     ));
     let volume = settings.volume("db1").unwrap();
     assert_eq!(volume.backend, "nbd://store1/db1".parse().unwrap());
@@ -38,7 +38,7 @@ fn every_key_of_a_volume_is_read() {
     assert_eq!(volume.slots, ["keyfile:/k", "passphrase"]);
     assert_eq!(volume.listen, Some(Listen::Unix("db1.sock".into())));
     assert_eq!(volume.rotate_kek, Some(Duration::from_secs(90 * 86_400)));
-    assert!(volume.read_only);
+    assert!(volume.read_only && volume.direct);
     assert_eq!(volume.origin.to_string(), "f:5");
     assert_eq!(settings.audit_path, Some("/var/log/a".into()));
     assert_eq!(settings.control_directory, Some("/run/x".into()));
@@ -46,7 +46,7 @@ fn every_key_of_a_volume_is_read() {
     let other = good(&volume_with_nothing_but_a_backend());
     let volume = other.volume("db1").unwrap();
     assert!(volume.uuid.is_none() && volume.slots.is_empty() && volume.listen.is_none());
-    assert!(volume.rotate_kek.is_none() && !volume.read_only);
+    assert!(volume.rotate_kek.is_none() && !volume.read_only && !volume.direct);
 }
 
 fn volume_with_nothing_but_a_backend() -> String {
@@ -60,7 +60,7 @@ fn an_unknown_key_is_told_with_its_line_and_what_it_may_have_meant() {
         (
             volume("lease = 'exclusive'"),
             "f:3: unknown key lease in [volume.db1]; \
-             known are backend, uuid, slots, listen, rotate_kek, read_only, anchor",
+             known are backend, uuid, slots, listen, rotate_kek, read_only, direct, anchor",
         ),
         ("[vollume.db1]\n".into(), "f:1: unknown section vollume; is it volume?"),
         (

@@ -36,6 +36,8 @@ pub(in crate::cli) struct VolumeSettings {
     pub(in crate::cli) rotate_kek: Option<Duration>,
     /// It is served for reading only.
     pub(in crate::cli) read_only: bool,
+    /// It is served past the page cache.
+    pub(in crate::cli) direct: bool,
     /// Where its newest root is remembered.
     pub(in crate::cli) anchor: Option<PathBuf>,
     /// Where this stands.
@@ -75,6 +77,7 @@ impl Draft {
         let listen = section.parsed("listen", listen);
         let rotate_kek = section.parsed("rotate_kek", period);
         let read_only = section.flag("read_only").unwrap_or(false);
+        let direct = section.flag("direct").unwrap_or(false);
         let anchor = section.parsed("anchor", super::absolute);
         if backend.is_none() && !section.has_problems() {
             section.wrong(None, "a volume needs its backend".into());
@@ -88,6 +91,7 @@ impl Draft {
             listen: listen.map(|listen| listen.value),
             rotate_kek: rotate_kek.map(|period| period.value),
             read_only,
+            direct,
             anchor: anchor.map(|anchor| anchor.value),
             origin: Origin { file: file.to_owned(), line },
         };
