@@ -69,6 +69,7 @@
 //!
 //! `examples/` has a store and a key manager of one's own, a client, and a server of a plain disk.
 pub mod audit;
+pub mod buffers;
 pub mod cipher;
 pub mod cli;
 pub mod control;

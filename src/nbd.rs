@@ -17,6 +17,7 @@ pub mod handshake;
 mod input;
 pub mod reply;
 pub mod request;
+mod running;
 mod session;
 pub mod stop;
 pub mod transport;

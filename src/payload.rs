@@ -8,6 +8,7 @@
 
 use bytes::BytesMut;
 
+use crate::buffers;
 use crate::geometry::{ByteRange, SECTOR_BYTES, SECTOR_LEN, SectorRange};
 
 /// Bytes of one record: a sealed sector and its tag (docs/FORMAT.md §1).
@@ -31,6 +32,16 @@ impl Payload {
         Self { range, records: BytesMut::zeroed(count * RECORD_LEN) }
     }
 
+    /// Room for the data of `range` with any content: the caller fills every window of it.
+    ///
+    /// # Panics
+    /// As [`zeroed`](Self::zeroed).
+    #[must_use]
+    pub fn unfilled(range: ByteRange) -> Self {
+        let count = usize::try_from(range.covering_sectors().count).expect("request length is bounded");
+        Self { range, records: buffers::take(count * RECORD_LEN) }
+    }
+
     /// A payload holding `data`, whose length is that of `range`.
     ///
     /// # Panics
@@ -38,7 +49,7 @@ impl Payload {
     #[must_use]
     pub fn copy_of(range: ByteRange, data: &[u8]) -> Self {
         assert_eq!(range.len(), data.len() as u64, "payload has the length of its range");
-        let mut payload = Self::zeroed(range);
+        let mut payload = Self::unfilled(range);
         let mut rest = data;
         for window in payload.windows_mut() {
             let (now, later) = rest.split_at(window.len());

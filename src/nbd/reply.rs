@@ -8,8 +8,11 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::ops::Range;
 
+use bytes::BytesMut;
+
 use super::request::Fragments;
 use super::{Mode, ReplyStyle};
+use crate::buffers;
 use crate::export::{Allocation, Extent};
 use crate::geometry::ByteRange;
 use crate::wire::Errno;
@@ -22,6 +25,10 @@ use crate::wire::transmission::{AllocationFlags, Chunk, ChunkFlags, ChunkKind, H
 pub const REPLIES_PER_SEND_MAX: usize = 64;
 /// Most slices in one vectored write; the kernel takes 1024.
 const SLICES_PER_SEND_MAX: usize = 256;
+/// Buffers up to this length are used again by their connection.
+const SPARE_LEN_MAX: usize = 4096;
+/// Most of them.
+const SPARES_MAX: usize = 32;
 /// Shorter holes are sent as data, in bytes: a hole costs two more chunk headers.
 const HOLE_LEN_MIN: u64 = 4096;
 
@@ -44,7 +51,7 @@ pub enum Outcome {
         /// The bytes of the export that were read.
         range: ByteRange,
         /// Their content.
-        data: Vec<u8>,
+        data: BytesMut,
         /// Parts that read as zeroes: ascending, disjoint, inside `range`.
         holes: Vec<ByteRange>,
         /// Whether the parts may be left out.
@@ -60,7 +67,7 @@ pub enum Outcome {
 #[derive(PartialEq, Eq, Debug)]
 pub struct Reply {
     headers: Vec<u8>,
-    data: Vec<u8>,
+    data: BytesMut,
     order: Order,
 }
 
@@ -108,8 +115,8 @@ impl Reply {
     fn simple(asked: Asked, outcome: Outcome) -> Self {
         let (error, data) = match outcome {
             Outcome::Data { data, .. } => (Errno::OK, data),
-            Outcome::Done => (Errno::OK, Vec::new()),
-            Outcome::Failed(errno, _) => (errno, Vec::new()),
+            Outcome::Done => (Errno::OK, BytesMut::new()),
+            Outcome::Failed(errno, _) => (errno, BytesMut::new()),
             Outcome::Status(_) => unreachable!("block status needs structured replies"),
         };
         let mut headers = Vec::new();
@@ -146,14 +153,14 @@ impl Reply {
                 return Self::read(asked, style, range, data, &holes, fragments);
             }
         }
-        Self { headers, data: Vec::new(), order: Order::HeadersThenData }
+        Self { headers, data: BytesMut::new(), order: Order::HeadersThenData }
     }
 
     fn read(
         asked: Asked,
         style: HeaderStyle,
         range: ByteRange,
-        data: Vec<u8>,
+        data: BytesMut,
         holes: &[ByteRange],
         fragments: Fragments,
     ) -> Self {
@@ -221,11 +228,31 @@ pub(super) struct ReplyQueue<T> {
     replies: VecDeque<(Reply, T)>,
     /// Where the socket stopped in the first reply: piece, and bytes of it.
     sent: (usize, usize),
+    /// Short buffers of replies that are sent.
+    spare: Vec<BytesMut>,
 }
 
 impl<T> ReplyQueue<T> {
     pub(super) fn new() -> Self {
-        Self { replies: VecDeque::new(), sent: (0, 0) }
+        Self { replies: VecDeque::new(), sent: (0, 0), spare: Vec::new() }
+    }
+
+    /// A buffer of `len` bytes with any content, for the data of a reply.
+    pub(super) fn buffer(&mut self, len: usize) -> BytesMut {
+        if len > SPARE_LEN_MAX {
+            return buffers::take(len);
+        }
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.resize(len, 0);
+        buffer
+    }
+
+    fn recycle(&mut self, buffer: BytesMut) {
+        if buffer.capacity() > SPARE_LEN_MAX {
+            buffers::give(buffer);
+        } else if buffer.capacity() > 0 && self.spare.len() < SPARES_MAX {
+            self.spare.push(buffer);
+        }
     }
 
     pub(super) fn push(&mut self, reply: Reply, ticket: T) {
@@ -268,7 +295,8 @@ impl<T> ReplyQueue<T> {
                 }
                 None => {
                     self.sent = (0, 0);
-                    if let Some((_, ticket)) = self.replies.pop_front() {
+                    if let Some((reply, ticket)) = self.replies.pop_front() {
+                        self.recycle(reply.data);
                         done(ticket);
                     }
                 }
@@ -287,7 +315,7 @@ mod tests {
 
     fn read_outcome(fragments: Fragments) -> Outcome {
         let whole = ByteRange::within(4096, 16384, 1 << 20).unwrap();
-        let mut data = vec![7; 16384];
+        let mut data = BytesMut::from(&[7; 16384][..]);
         data[4096..8192].fill(0);
         Outcome::Data { range: whole, data, holes: vec![whole.part(4096, 4096)], fragments }
     }

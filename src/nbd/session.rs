@@ -1,8 +1,8 @@
 //! Transmission: one task that receives, executes and replies at the same time.
 //!
-//! A session is polled as a whole. Each round parses everything that one receive call brought and
-//! starts it, *then* lets what was started run (so that the volume sees requests that came
-//! together as a group), then sends what is finished. Receiving goes on while sending is blocked,
+//! A session is polled as a whole. Each round parses everything that one receive call brought. What only asks is
+//! answered on the way, unless it has to wait; changes are started first and *then* run, so that the volume sees
+//! those that came together as a group. Then what is finished is sent. Receiving goes on while sending is blocked,
 //! up to the bounds of [`admission`](super::admission). Replies go out in the order in which the
 //! requests finish.
 //!
@@ -12,14 +12,12 @@
 //! When the client is gone, reads are dropped and changes run to their end.
 
 use std::io::IoSliceMut;
-use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
+use bytes::BytesMut;
 use tokio::time::{Sleep, sleep};
 
 use super::Mode;
@@ -27,10 +25,13 @@ use super::admission::{Account, SharedBytes, Ticket};
 use super::errno::{Refusal, errno};
 use super::input::Input;
 use super::reply::{Asked, Outcome, Reply, ReplyQueue};
-use super::request::{Operation, Verdict, judge, judge_filter};
+use super::request::{Fragments, Operation, Verdict, judge, judge_filter};
+use super::running::{Finished, RunningSet};
 use super::stop::{Phase, PhaseWatch, StopSignal};
 use super::transport::Transport;
+use crate::buffers;
 use crate::export::{Durability, Export, ExportError, ExportInfo};
+use crate::geometry::ByteRange;
 use crate::payload::Payload;
 use crate::wire::Errno;
 use crate::wire::transmission::Request;
@@ -39,9 +40,6 @@ use crate::wire::transmission::Request;
 const DIRECT_RECEIVE_LEN_MIN: usize = 32 << 10;
 /// Sectors received in place by one call: 512 KiB, more than a socket holds.
 const DIRECT_RECEIVE_SECTORS_MAX: usize = 128;
-/// Requests from this length on get a task of their own, so that sealing and opening them does
-/// not keep the connection from small ones.
-const OWN_TASK_BYTES_MIN: u32 = 256 << 10;
 /// How long a stopping server goes on taking in what clients had already sent.
 const DRAIN_INTAKE: Duration = Duration::from_secs(1);
 /// How long after that it answers `NBD_ESHUTDOWN` before it closes an idle connection.
@@ -78,9 +76,9 @@ pub(super) struct Session<E, T> {
     account: Account,
     reading: Reading,
     /// Requests that may be dropped.
-    queries: FuturesUnordered<Running>,
+    queries: RunningSet,
     /// Requests that must run to their end.
-    changes: FuturesUnordered<Running>,
+    changes: RunningSet,
     replies: ReplyQueue<Ticket>,
     phase: PhaseWatch,
     drain: Drain,
@@ -91,22 +89,6 @@ pub(super) struct Session<E, T> {
 
 /// Told of every request that the export failed: the error value, and the reason in words.
 pub type OnFailure = Arc<dyn Fn(Errno, &str) + Send + Sync>;
-
-type Running = Pin<Box<dyn Future<Output = Finished> + Send>>;
-
-struct Finished {
-    asked: Asked,
-    ticket: Ticket,
-    outcome: Outcome,
-}
-
-impl Finished {
-    fn tell(&self, on_failure: &OnFailure) {
-        if let Outcome::Failed(error, text) = &self.outcome {
-            on_failure(*error, text);
-        }
-    }
-}
 
 /// Where in the client's stream the session is.
 enum Reading {
@@ -171,8 +153,8 @@ impl<E: Export, T: Transport> Session<E, T> {
             mode,
             account: Account::new(bytes),
             reading: Reading::Header,
-            queries: FuturesUnordered::new(),
-            changes: FuturesUnordered::new(),
+            queries: RunningSet::new(),
+            changes: RunningSet::new(),
             replies: ReplyQueue::new(),
             phase: stop.watch(),
             drain: Drain::No,
@@ -194,7 +176,7 @@ impl<E: Export, T: Transport> Session<E, T> {
         }
         drop((transport, queries));
         while let Some(finished) = changes.next().await {
-            finished.tell(&on_failure);
+            tell(&finished, &on_failure);
         }
         (end, None)
     }
@@ -353,7 +335,7 @@ impl<E: Export, T: Transport> Session<E, T> {
                         self.reading = Reading::Admission(request, verdict);
                         return Parsed::Stalled;
                     };
-                    self.begin(request, verdict, ticket);
+                    self.begin(cx, request, verdict, ticket);
                 }
                 Reading::Payload { asked, ticket, mut payload, mut filled, durability } => {
                     for window in windows_from(&mut payload, filled) {
@@ -377,7 +359,7 @@ impl<E: Export, T: Transport> Session<E, T> {
                     };
                     let asked = asked(&request);
                     match judge_filter(&request, payload, &self.mode, &self.info) {
-                        Ok(operation) => self.start(asked, ticket, operation),
+                        Ok(operation) => self.start(cx, asked, ticket, operation),
                         Err(refusal) => self.refuse(asked, ticket, refusal),
                     }
                 }
@@ -410,14 +392,14 @@ impl<E: Export, T: Transport> Session<E, T> {
         }
     }
 
-    fn begin(&mut self, request: Request, verdict: Verdict, ticket: Ticket) {
+    fn begin(&mut self, cx: &mut Context<'_>, request: Request, verdict: Verdict, ticket: Ticket) {
         let asked = asked(&request);
         match verdict {
             Verdict::Run(Operation::Write(range, durability)) => {
-                let payload = Payload::zeroed(range);
+                let payload = Payload::unfilled(range);
                 self.reading = Reading::Payload { asked, ticket, payload, filled: 0, durability };
             }
-            Verdict::Run(operation) => self.start(asked, ticket, operation),
+            Verdict::Run(operation) => self.start(cx, asked, ticket, operation),
             Verdict::Filter(len) => self.reading = Reading::Filter { request, ticket, len },
             Verdict::Refuse(refusal, left) => {
                 self.reading = Reading::Skip { asked, ticket, refusal, left };
@@ -435,24 +417,36 @@ impl<E: Export, T: Transport> Session<E, T> {
         let export = Arc::clone(&self.export);
         let bytes = u32::try_from(payload.range().len()).unwrap_or(u32::MAX);
         let work = async move { done(export.write(payload, durability).await) };
-        self.changes.push(running(asked, ticket, bytes, work));
+        self.changes.push(asked, ticket, bytes, work);
     }
 
-    fn start(&mut self, asked: Asked, ticket: Ticket, operation: Operation) {
+    fn start(&mut self, cx: &mut Context<'_>, asked: Asked, ticket: Ticket, operation: Operation) {
         let export = Arc::clone(&self.export);
         let cost = operation.cost_bytes();
-        let running = running(asked, ticket, cost, async move { perform(&*export, operation).await });
-        if operation.must_finish() { self.changes.push(running) } else { self.queries.push(running) }
+        if let Operation::Read(range, fragments) = operation {
+            let data = self.replies.buffer(usize::try_from(range.len()).expect("at most PAYLOAD_LEN_MAX"));
+            // By itself: a future that can do everything would be three times as long, and is moved.
+            let work = async move { read(&*export, range, fragments, data).await };
+            if let Some(finished) = self.queries.begin(cx, asked, ticket, cost, work) {
+                answer(finished, &self.on_failure, &self.mode, &mut self.replies);
+            }
+            return;
+        }
+        let must_finish = operation.must_finish();
+        let work = async move { perform(&*export, operation).await };
+        if must_finish {
+            self.changes.push(asked, ticket, cost, work);
+        } else if let Some(finished) = self.queries.begin(cx, asked, ticket, cost, work) {
+            answer(finished, &self.on_failure, &self.mode, &mut self.replies);
+        }
     }
 
     /// Lets what was started run; whether anything finished.
     fn poll_running(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
         for running in [&mut self.changes, &mut self.queries] {
-            while let Poll::Ready(Some(finished)) = running.poll_next_unpin(cx) {
-                finished.tell(&self.on_failure);
-                let Finished { asked, ticket, outcome } = finished;
-                self.replies.push(Reply::new(asked, &self.mode, outcome), ticket);
+            while let Poll::Ready(finished) = running.poll_next(cx) {
+                answer(finished, &self.on_failure, &self.mode, &mut self.replies);
                 progress = true;
             }
         }
@@ -480,6 +474,18 @@ impl<E: Export, T: Transport> Session<E, T> {
             }
         }
         progress
+    }
+}
+
+fn answer(finished: Finished, on_failure: &OnFailure, mode: &Mode, replies: &mut ReplyQueue<Ticket>) {
+    tell(&finished, on_failure);
+    let Finished { asked, ticket, outcome } = finished;
+    replies.push(Reply::new(asked, mode, outcome), ticket);
+}
+
+fn tell(finished: &Finished, on_failure: &OnFailure) {
+    if let Outcome::Failed(error, text) = &finished.outcome {
+        on_failure(*error, text);
     }
 }
 
@@ -527,44 +533,9 @@ fn windows_from(payload: &mut Payload, filled: usize) -> impl Iterator<Item = &m
     })
 }
 
-/// A request on its way. A panic in it is an error of this request only.
-fn running(
-    asked: Asked,
-    ticket: Ticket,
-    cost: u32,
-    work: impl Future<Output = Outcome> + Send + 'static,
-) -> Running {
-    let guarded = AssertUnwindSafe(work).catch_unwind();
-    if cost < OWN_TASK_BYTES_MIN {
-        return Box::pin(async move {
-            let outcome = guarded.await.unwrap_or_else(|_| panicked());
-            Finished { asked, ticket, outcome }
-        });
-    }
-    let task = tokio::spawn(guarded);
-    Box::pin(async move {
-        let outcome = match task.await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) | Err(_) => panicked(),
-        };
-        Finished { asked, ticket, outcome }
-    })
-}
-
-fn panicked() -> Outcome {
-    Outcome::Failed(Errno::EIO, "internal error".into())
-}
-
 async fn perform<E: Export>(export: &E, operation: Operation) -> Outcome {
     match operation {
-        Operation::Read(range, fragments) => {
-            let mut data = vec![0; usize::try_from(range.len()).expect("at most PAYLOAD_LEN_MAX")];
-            match export.read(range, &mut data).await {
-                Ok(holes) => Outcome::Data { range, data, holes, fragments },
-                Err(error) => failed(&error),
-            }
-        }
-        Operation::Write(..) => unreachable!("writes start with their payload"),
+        Operation::Read(..) | Operation::Write(..) => unreachable!("both start with a buffer"),
         Operation::Flush => done(export.flush().await),
         Operation::Trim(range, durability) => done(export.trim(range, durability).await),
         Operation::WriteZeroes(range, mode, durability) => {
@@ -575,6 +546,17 @@ async fn perform<E: Export>(export: &E, operation: Operation) -> Outcome {
             Ok(extents) => Outcome::Status(extents),
             Err(error) => failed(&error),
         },
+    }
+}
+
+/// Reads into `data`, which has the length of the range and any content.
+async fn read<E: Export>(export: &E, range: ByteRange, fragments: Fragments, mut data: BytesMut) -> Outcome {
+    match export.read(range, &mut data).await {
+        Ok(holes) => Outcome::Data { range, data, holes, fragments },
+        Err(error) => {
+            buffers::give(data);
+            failed(&error)
+        }
     }
 }
 

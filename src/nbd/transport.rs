@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -38,6 +38,9 @@ macro_rules! socket_transport {
                 cx: &mut Context<'_>,
                 bufs: &mut [IoSliceMut<'_>],
             ) -> Poll<io::Result<usize>> {
+                if let [buf] = bufs {
+                    return poll_receive_one(self, cx, buf);
+                }
                 loop {
                     ready!(self.poll_read_ready(cx))?;
                     match self.try_read_vectored(bufs) {
@@ -71,6 +74,9 @@ pub struct Pipes {
 
 impl Transport for Pipes {
     fn poll_receive(&mut self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+        if let [buf] = bufs {
+            return poll_receive_one(&mut self.receiver, cx, buf);
+        }
         loop {
             ready!(self.receiver.poll_read_ready(cx))?;
             match self.receiver.try_read_vectored(bufs) {
@@ -91,6 +97,17 @@ impl Transport for Pipes {
         self.sender = None;
         Poll::Ready(Ok(()))
     }
+}
+
+/// Receives into one buffer. What does not fill it has emptied the socket: it is not asked again before it has more.
+fn poll_receive_one(
+    stream: &mut (impl AsyncRead + Unpin),
+    cx: &mut Context<'_>,
+    buf: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut buf = ReadBuf::new(buf);
+    ready!(Pin::new(stream).poll_read(cx, &mut buf))?;
+    Poll::Ready(Ok(buf.filled().len()))
 }
 
 fn is_transient(error: &io::Error) -> bool {

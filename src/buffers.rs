@@ -1,0 +1,97 @@
+//! Memory of long requests, used again.
+//!
+//! The allocator takes a block of a megabyte from the kernel and gives it back with every request: the kernel
+//! then zeroes each of its pages when it is first touched, which costs as much as sealing the data does. A few
+//! megabytes are kept here instead. Short requests stay with the allocator, which is good at those.
+//!
+//! What a buffer held before is still in it: whoever takes one fills all of it before anybody sees it.
+
+use std::sync::{Mutex, PoisonError};
+
+use bytes::BytesMut;
+
+/// Shorter buffers are not kept, in bytes.
+const KEPT_LEN_MIN: usize = 64 << 10;
+/// Bytes kept in all: the requests of a client that keeps seven of a megabyte under way.
+const KEPT_BYTES_MAX: usize = 8 << 20;
+/// A kept buffer is used for a request of a part of its length down to this one.
+const WASTE_MAX: usize = 4;
+
+static KEPT: Mutex<Vec<BytesMut>> = Mutex::new(Vec::new());
+
+/// A buffer of `len` bytes with any content.
+#[must_use]
+pub fn take(len: usize) -> BytesMut {
+    let mut buffer = if len < KEPT_LEN_MIN { None } else { best_fit(len) }.unwrap_or_default();
+    if buffer.capacity() < len {
+        return BytesMut::zeroed(len);
+    }
+    // Only what a shorter request has left out before is written here.
+    buffer.resize(len, 0);
+    buffer
+}
+
+/// Gives a buffer back that nobody will look at any more.
+pub fn give(buffer: BytesMut) {
+    if !is_kept(&buffer) {
+        return;
+    }
+    let mut kept = lock();
+    if kept.iter().map(BytesMut::capacity).sum::<usize>() + buffer.capacity() <= KEPT_BYTES_MAX {
+        kept.push(buffer);
+    }
+}
+
+/// Whether [`give`] keeps a buffer, if it has room for it.
+#[must_use]
+pub fn is_kept(buffer: &BytesMut) -> bool {
+    has_kept_len(buffer.capacity())
+}
+
+/// The same by its length in bytes.
+#[must_use]
+pub fn has_kept_len(len: usize) -> bool {
+    len >= KEPT_LEN_MIN
+}
+
+fn best_fit(len: usize) -> Option<BytesMut> {
+    let mut kept = lock();
+    let fits = |buffer: &BytesMut| buffer.capacity() >= len && buffer.capacity() / WASTE_MAX <= len;
+    let fitting = kept.iter().enumerate().filter(|(_, buffer)| fits(buffer));
+    // The last one given: it may still be in a cache.
+    let (best, _) = fitting.rev().min_by_key(|(_, buffer)| buffer.capacity())?;
+    Some(kept.swap_remove(best))
+}
+
+fn lock() -> std::sync::MutexGuard<'static, Vec<BytesMut>> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pool is one for the process, and so is this test.
+    #[test]
+    fn long_buffers_are_used_again_and_short_ones_are_not() {
+        let mut long = take(1 << 20);
+        long.fill(7);
+        let place = long.as_ptr();
+        give(long);
+        let short = take(4112);
+        assert!(short.iter().all(|byte| *byte == 0), "from the allocator");
+        give(short);
+        let waste = take(KEPT_LEN_MIN);
+        assert_ne!(waste.as_ptr(), place, "a long buffer is not for short requests");
+        let again = take((1 << 20) - 5);
+        assert_eq!((again.len(), again.as_ptr()), ((1 << 20) - 5, place));
+        give(again);
+        let longer = take(1 << 20);
+        assert_eq!((longer.len(), longer.as_ptr()), (1 << 20, place));
+        for _ in 0..40 {
+            give(BytesMut::zeroed(1 << 20));
+        }
+        assert!(lock().iter().map(BytesMut::capacity).sum::<usize>() <= KEPT_BYTES_MAX);
+        lock().clear();
+    }
+}
