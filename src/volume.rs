@@ -7,10 +7,10 @@
 //!
 //! | file | topic |
 //! |---|---|
-//! | `write`, `read`, `flush` | what clients ask for |
-//! | `log`, `queue`, `tail` | group commit, order, the open segment |
+//! | `write`, `read`, `turn`, `flush` | what clients ask for |
+//! | `log`, `queue`, `tail`, `chunk_io` | group commit, order, the open segment, sealing and writing |
 //! | `delta`, `tree`, `merge` | index: newer entries, pages on the store, folding one into the other |
-//! | `rows`, `segments`, `io`, `new_segment`, `index_writer` | table and slots, places and keys, opening segments, appending pages |
+//! | `rows`, `slots`, `segments`, `io`, `new_segment`, `index_writer` | table and slots, places and keys, opening segments, appending pages |
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain` | background work |
 //! | `space`, `reclaim`, `cold`, `index_reclaim`, [`compact`] | how much room there is, getting space back |
@@ -22,6 +22,7 @@
 pub mod anchor;
 pub mod check;
 mod checkpoint;
+mod chunk_io;
 mod cold;
 pub mod compact;
 pub mod create;
@@ -46,10 +47,12 @@ mod resize;
 mod rows;
 pub mod salvage;
 mod segments;
+mod slots;
 mod space;
 mod status;
 mod tail;
 mod tree;
+mod turn;
 pub mod unlock;
 #[cfg(test)]
 mod wide_table;
@@ -60,7 +63,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use lock_order::{Ordered, Rank};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::cipher::{UidSource, VolumeKeys};
 use crate::export::{Durability, Export, ExportError, ExportInfo, Extent, ZeroMode};
@@ -107,6 +110,8 @@ struct Core {
     wake: Arc<Notify>,
     /// Told whenever a chunk completes.
     progress: Notify,
+    /// Turns of long reads.
+    turns: Semaphore,
     counters: Counters,
     /// Number of the last root that was written or tried.
     generation: AtomicU64,

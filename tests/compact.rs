@@ -130,7 +130,7 @@ fn a_power_cut_in_compacting_loses_nothing() {
                 volumes::check(&again).await;
             }
             if finished {
-                assert!(at > 30, "{at} places to cut");
+                assert!(at > 20, "{at} places to cut");
                 break;
             }
             at += 5;

@@ -394,7 +394,7 @@ fn a_store_that_was_cut_refuses_everything_and_nothing_hangs() {
 #[test]
 fn what_the_last_root_freed_is_not_written_over_before_the_next_one_is_durable() {
     let geometry = Geometry::for_export(SIZE).unwrap();
-    // Slots that may be used again were discarded, and a session writes to no segment of another: so
+    // Slots that may be used again are discarded after some time, and a session writes to no segment of another: so
     // what is not empty is needed by the last root or by the one before.
     let slot = |store: &MemoryStore, number: u64| {
         let segment = u64::from(geometry.segment_bytes);
@@ -417,6 +417,8 @@ fn what_the_last_root_freed_is_not_written_over_before_the_next_one_is_durable()
             let trim = Step::Trim { offset: 0, len: SIZE, durable: false };
             history::apply(&volume, SIZE, &trim).await.unwrap();
             volume.checkpoint().await.unwrap();
+            tokio::time::pause();
+            tokio::time::sleep(std::time::Duration::from_secs(60)).await;
         });
         // A sync, the claim's payload, a sync, and the ring block that is cut.
         let next = Arc::new(store.snapshot());

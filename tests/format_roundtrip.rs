@@ -387,7 +387,7 @@ proptest! {
                 prop_assert_eq!(Leaf::decode(&bytes), Ok(leaf.clone()));
                 prop_assert!(leaf.to_locs() == locs);
                 for index in 0..FANOUT {
-                    let (loc, count) = leaf.run_at(index);
+                    let (loc, count) = leaf.run_at(index, FANOUT);
                     let run: Vec<Loc> = (0..count as u64).map(|i| loc.step(i)).collect();
                     prop_assert!(locs[index..index + count] == run[..]);
                 }

@@ -158,17 +158,18 @@ impl Leaf {
         }
     }
 
-    /// Where sector `index` of the leaf lies, and how many sectors from it on lie in step with it.
+    /// Where sector `index` of the leaf lies, and how many sectors from it on lie in step with it, of which at most
+    /// `count` are looked at.
     ///
     /// # Panics
     /// When `index` is 512 or more.
     #[must_use]
-    pub fn run_at(&self, index: usize) -> (Loc, usize) {
+    pub fn run_at(&self, index: usize, count: usize) -> (Loc, usize) {
         match self {
             Self::Dense(locs) => {
                 let first = locs[index];
                 let in_step = |(i, loc): &(u64, &Loc)| **loc == first.step(*i);
-                (first, (0..).zip(&locs[index..]).take_while(in_step).count())
+                (first, (0..).zip(&locs[index..]).take(count).take_while(in_step).count())
             }
             Self::Extents(extents) => {
                 assert!(index < FANOUT, "a leaf has 512 sectors");

@@ -49,7 +49,7 @@ impl<'a> Still<'a> {
     fn check(&self) -> Result<(), Stop> {
         let short = {
             let table = self.core.segments.table();
-            table.freed_slots() > 0 && table.unused() <= 2 * self.core.room.reserve()
+            table.freed_slots() > 0 && table.slots().unused() <= 2 * self.core.room.reserve()
         };
         if short || self.core.queue().stalled { Err(Stop::GaveWay) } else { Ok(()) }
     }

@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -100,6 +101,7 @@ impl Core {
             Health::Stopped(error) => Err(stopped(error)),
             Health::Good | Health::NeedsRepair(_) => {
                 self.checkpoint_locked(&mut checkpointer).await?;
+                self.drop_idle(Duration::ZERO).await;
                 self.check_anchored()
             }
         }
@@ -154,7 +156,7 @@ impl Core {
                 }
                 // With their guards, before what they may have looked at is retired.
                 drop(moves);
-                self.retire(root).await;
+                self.retire(root);
                 Ok(())
             }
             Err(error) => {
@@ -227,7 +229,7 @@ impl Core {
         let oldest_log = Some(span.handle);
         let plan = Plan { tree, spans: vec![span], change: LiveChange::default(), oldest_log };
         let root = self.write_root(&mut checkpointer, plan).await?;
-        self.retire(root).await;
+        self.retire(root);
         Ok(())
     }
 
@@ -239,7 +241,7 @@ impl Core {
         let oldest_log = self.tail().segments.front().copied();
         let plan = Plan { tree, spans, change: LiveChange::default(), oldest_log };
         let root = self.write_root(checkpointer, plan).await?;
-        self.retire(root).await;
+        self.retire(root);
         Ok(())
     }
 
@@ -316,7 +318,7 @@ impl Core {
         // A number is never tried twice: whether a failed try reached the store is unknown.
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let Plan { tree, spans, change, oldest_log } = plan;
-        let reserved = self.segments.table_mut().reserve(RESERVE_TARGET);
+        let reserved = self.segments.table_mut().slots_mut().reserve(RESERVE_TARGET);
         let mut root = Root {
             generation,
             added: Vec::new(),
@@ -367,27 +369,14 @@ impl Core {
 
     /// Takes what a durable root does not need any more out of use. Readers must be given that root's
     /// index by now.
-    async fn retire(self: &Arc<Self>, root: Durable) {
-        let unused = {
+    fn retire(self: &Arc<Self>, root: Durable) {
+        {
             let mut table = self.segments.table_mut();
             table.free(&root.dead, root.generation, |phys| self.header().slot_at(phys));
-            table.root_is_durable(root.generation)
-        };
-        self.drop_and_release(unused).await;
-        self.resume_stalled();
-    }
-
-    /// Lets the store drop what slots hold, and then makes them free: not before, or the store could drop
-    /// what somebody else has written there by then.
-    pub(super) async fn drop_and_release(&self, slots: Vec<u64>) {
-        for slot in &slots {
-            // A hint; the slot is free whether or not the store takes it back.
-            let _ = self
-                .store
-                .discard(self.header().slot_offset(*slot), u64::from(self.header().segment_bytes))
-                .await;
+            let unused = table.root_is_durable(root.generation);
+            table.release(&unused);
         }
-        self.segments.table_mut().release(&slots);
+        self.resume_stalled();
     }
 
     /// Writes all of a root but its ring block, durably. Returns where its payload lies and what it frees.

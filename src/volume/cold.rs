@@ -4,20 +4,19 @@
 //! [`Moves`] for the next checkpoint, which lets a move take effect where the index still finds the sector
 //! in its old place, and drops it where a client has written since. Until then readers use the old place.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
+use super::chunk_io::UnsealedChunk;
 use super::delta::Run;
-use super::io::write_store;
 use super::new_segment::NewSegment;
 use super::segments::ReadGuard;
 use super::{Core, VolumeError};
 use crate::cipher::{OpenSegmentKey, TAG_LEN};
-use crate::format::chunk::{ChunkHeader, ChunkLayout, Entry, Op, RECORDS_MAX, chunk_checksum, set_checksum};
+use crate::format::chunk::{ChunkHeader, ChunkLayout, Entry, Op, RECORDS_MAX};
 use crate::format::page::{Handle, Loc};
 use crate::format::segment::{PHYSICAL_BLOCK, SegmentKind};
 use crate::geometry::SectorRange;
 use crate::payload::RECORD_LEN;
-use crate::store::Persist;
 
 /// Records for whose sake the rest of a segment is used; for fewer a new one is opened.
 const WORTH_A_CHUNK: usize = 32;
@@ -142,29 +141,27 @@ impl ColdStream {
         // No number, no chain: the chunk follows no other.
         let header = ChunkHeader { chain: [0; TAG_LEN], durable_seq: 0, entries };
         let head_place = range.split_front(layout.records_offset as u64);
-        let (mut head, _) = header.seal(0, count, core.align(), head_place);
+        let (head, _) = header.seal(0, count, core.align(), head_place);
         core.count_sealed(1 + count as u64);
-        let mut parts: Vec<Bytes> = Vec::with_capacity(records.len() + 3);
-        for (sectors, mut data) in records {
-            range.split_front(data.len() as u64).seal_records(sectors.start, &mut data);
-            parts.push(data.freeze());
-        }
+        let records = records
+            .into_iter()
+            .map(|(sectors, data)| {
+                let place = range.split_front(data.len() as u64);
+                (sectors.start, data, place)
+            })
+            .collect();
         let padding = layout.chunk_len - layout.records_offset - count * RECORD_LEN;
-        if padding > 0 {
-            parts.push(Bytes::from(vec![0; padding]));
-        }
-        let crc = chunk_checksum(std::iter::once(head.as_slice()).chain(parts.iter().map(|part| &part[..])));
-        set_checksum(&mut head, crc);
-        parts.insert(0, Bytes::from(head));
         let segment_header = open.header.take();
         let before = segment_header.as_ref().map_or(0, Vec::len) as u64;
-        parts.splice(0..0, segment_header.map(Bytes::from));
-        let bytes: usize = parts.iter().map(Bytes::len).sum();
         let (handle, at) = (open.handle, open.phys + offset - before);
-        if let Err(error) = write_store(&*core.store, at, parts, Persist::Volatile).await {
-            self.give_up(core);
-            return Err(error.into());
-        }
+        let chunk = UnsealedChunk { segment_header, head, records, padding };
+        let bytes = match chunk.write(&*core.store, at).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.give_up(core);
+                return Err(error.into());
+            }
+        };
         core.counters.moved_bytes.fetch_add(bytes as u64, std::sync::atomic::Ordering::Relaxed);
         let end = u32::try_from(offset + layout.chunk_len as u64).expect("segments are at most 64 MiB");
         core.segments.table_mut().set_bytes(handle, end);

@@ -2,6 +2,7 @@
 //! share is live (docs/FORMAT.md §11). The moving is that of `reclaim`, the freeing that of any root.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use super::queue::Health;
 use super::reclaim::Step;
@@ -88,6 +89,7 @@ impl Volume {
         for _ in 0..LAST_ROOTS {
             core.root_again().await?;
         }
+        core.drop_idle(Duration::ZERO).await;
         let after = core.density();
         drop(reclaimer);
         Ok(Compacted { before, after, reached: after.percent() >= percent })
@@ -126,7 +128,7 @@ impl Core {
         let in_log: std::collections::HashSet<_> = self.tail().segments.iter().copied().collect();
         let segment = u64::from(self.header().segment_bytes);
         let table = self.segments.table();
-        let mut density = Density { unused_slots: table.unused(), ..Density::default() };
+        let mut density = Density { unused_slots: table.slots().unused(), ..Density::default() };
         for (handle, row) in table.rows() {
             let is_full = row.kind != SegmentKind::Index && row.state == SegmentState::Closed;
             if is_full && !in_log.contains(&handle) {

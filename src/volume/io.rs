@@ -1,6 +1,6 @@
 //! Reading and writing segments on the store: from handles and offsets to bytes, with the keys.
 
-use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
@@ -11,8 +11,9 @@ use super::VolumeError;
 use super::lock_order::{Ordered, Rank};
 use super::segments::Segments;
 use crate::cipher::{SegmentKey, Uid, VolumeKeys};
-use crate::format::page::{Handle, Loc};
+use crate::format::page::Loc;
 use crate::format::segment::SegmentKind;
+use crate::format::table::Row;
 use crate::store::{Persist, SlotStore, StoreError};
 
 /// Expanded segment keys kept; about 1 KiB each.
@@ -21,9 +22,29 @@ const KEYS_MAX: usize = 4096;
 /// Parts of a cache with a lock each; as many on every host, so that what is evicted is the same on all.
 pub(super) const CACHE_SHARDS: usize = 16;
 
-/// Hashes uids the same in every process. They are the output of a keyed hash, so nobody can choose them to
-/// collide.
-pub(super) type UidHash = BuildHasherDefault<DefaultHasher>;
+/// Hashes uids, alone or with an offset, the same in every process. They are the output of a keyed hash, so nobody
+/// can choose them to collide, and little work is enough.
+pub(super) type UidHash = BuildHasherDefault<UidHasher>;
+
+#[derive(Default)]
+pub(super) struct UidHasher(u64);
+
+/// An odd number whose bits look random: 2^64 divided by the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Hasher for UidHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for word in bytes.chunks(8) {
+            let mut eight = [0; 8];
+            eight[..word.len()].copy_from_slice(word);
+            self.0 = (self.0.rotate_left(23) ^ u64::from_le_bytes(eight)).wrapping_mul(SPREAD);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
 
 /// Where a segment lies and how it is opened.
 #[derive(Clone)]
@@ -84,23 +105,33 @@ impl SegmentReader {
         self.cache.insert(key.uid(), key);
     }
 
-    /// The place of a location that is not special.
-    pub(super) fn place(&self, loc: Loc) -> Result<Place, VolumeError> {
+    /// The row of the segment that a location lies in.
+    ///
+    /// # Errors
+    /// [`VolumeError::Inconsistent`] for a special location, and for a segment that is not there.
+    pub(super) fn row(&self, loc: Loc) -> Result<Row, VolumeError> {
         let handle = loc
             .handle()
             .ok_or_else(|| VolumeError::Inconsistent("a special location has no place".into()))?;
-        self.place_of(handle)
-    }
-
-    /// The place of a segment.
-    pub(super) fn place_of(&self, handle: Handle) -> Result<Place, VolumeError> {
         let row = self.table().row(handle).copied();
-        let row = row.ok_or_else(|| {
+        row.ok_or_else(|| {
             VolumeError::Inconsistent(format!(
                 "the index names segment {handle}, which the table does not have"
             ))
-        })?;
-        Ok(Place { phys: row.phys, key: self.key(row.kind, row.uid) })
+        })
+    }
+
+    /// The place of a location.
+    ///
+    /// # Errors
+    /// As [`row`](Self::row).
+    pub(super) fn place(&self, loc: Loc) -> Result<Place, VolumeError> {
+        self.row(loc).map(|row| self.place_in(&row))
+    }
+
+    /// The place of a segment.
+    pub(super) fn place_in(&self, row: &Row) -> Place {
+        Place { phys: row.phys, key: self.key(row.kind, row.uid) }
     }
 
     /// Reads `len` bytes at `offset` of a segment.
@@ -120,16 +151,27 @@ pub(super) async fn read_store(
     offset: u64,
     len: usize,
 ) -> Result<Vec<u8>, StoreError> {
-    let piece = store.capability().io_bytes_max as usize;
     if len == 0 {
         // A log that ends with its segment; what a remote store makes of an empty read is its own affair.
         return Ok(Vec::new());
     }
-    if len <= piece {
+    if len <= store.capability().io_bytes_max as usize {
         let mut buf = vec![0; len];
         if let Some(read) = store.try_read_at(offset, &mut buf) {
             return read.map(|()| buf);
         }
+    }
+    fetch_store(store, offset, len).await
+}
+
+/// Reads any length, at least one byte, of which it is known that the store has to wait for it.
+pub(super) async fn fetch_store(
+    store: &dyn SlotStore,
+    offset: u64,
+    len: usize,
+) -> Result<Vec<u8>, StoreError> {
+    let piece = store.capability().io_bytes_max as usize;
+    if len <= piece {
         return store.read_at(offset, len).await;
     }
     let mut out = Vec::with_capacity(len);

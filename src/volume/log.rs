@@ -1,8 +1,8 @@
 //! Group commit: from waiting parts to a chunk on the store (docs/FORMAT.md §8).
 //!
-//! A request that finds nothing being composed becomes the *leader*: it lets everything that arrived
-//! together with it join, composes one chunk, seals and writes it on its own task. When four
-//! chunks are being written, what arrives waits and forms the next, larger one. There are no timers.
+//! A request that finds nothing being composed starts a *commit*, a task of its own: by the time that it runs,
+//! everything that arrived together with the request waits beside it. It composes one chunk, seals and writes
+//! it. When four chunks are being written, what arrives waits and forms the next, larger one. There are no timers.
 //!
 //! Offsets are assigned and the small chunk header is sealed under the tail's lock, since each
 //! header holds the tag of the one before; records are sealed and I/O is done outside every lock.
@@ -11,61 +11,47 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::{Bytes, BytesMut};
-
+use super::chunk_io::UnsealedChunk;
 use super::delta::Run;
 use super::error::store_to_export;
-use super::io::write_store;
 use super::maintain::DELTA_RUNS_MAX;
 use super::queue::{Chunk, Completion, Health, Part};
 use super::tail::{OpenLog, Tail};
 use super::{Core, VolumeError};
-use crate::cipher::SealRange;
 use crate::export::ExportError;
-use crate::format::chunk::{
-    ChunkHeader, ChunkLayout, ENTRIES_MAX, Entry, Op, RECORDS_MAX, chunk_checksum, set_checksum,
-};
+use crate::format::chunk::{ChunkHeader, ChunkLayout, ENTRIES_MAX, Entry, Op, RECORDS_MAX};
 use crate::format::page::Loc;
 use crate::format::root::LogSpan;
 use crate::format::segment::PHYSICAL_BLOCK;
 use crate::geometry::{Lba, SectorRange};
 use crate::payload::RECORD_LEN;
-use crate::store::Persist;
 
 /// Messages that may be sealed under one DEK (docs/FORMAT.md §3): 2^50 at an advantage of 2^-50.
 const MESSAGES_MAX: u64 = 1 << 50;
 
-/// A chunk whose place, number and header are fixed and whose records are still plaintext.
+/// A chunk whose place, number and header are fixed.
 struct Composed {
     seq: u64,
     /// Where it goes on the store.
-    offset: u64,
-    segment_header: Option<Vec<u8>>,
-    head: Vec<u8>,
-    /// Records with the right to seal them, in order.
-    records: Vec<(Lba, BytesMut, SealRange)>,
-    padding: usize,
+    at: u64,
+    chunk: UnsealedChunk,
     /// Where the chunk behind this one will be found.
     end: LogSpan,
 }
 
 impl Core {
-    /// Composes, seals, writes and completes one chunk of what waits.
-    ///
-    /// # Cancel safety
-    /// When dropped half-way the chunk counts as failed and the log is repaired before it goes on.
-    pub(super) async fn commit(self: &Arc<Self>) {
-        let mut leader = Leader { core: self, armed: true };
-        // Everything that was received together with the leader's request joins its chunk.
-        tokio::task::yield_now().await;
-        leader.armed = false;
-        let Some(composed) = self.compose() else { return };
-        let mut guard = Uncommitted { core: self, seq: composed.seq, armed: true };
-        let seq = composed.seq;
-        let end = composed.end;
-        let result = self.seal_and_write(composed).await;
-        guard.armed = false;
-        self.complete(seq, result.map(|()| end));
+    /// Starts a task that composes, seals, writes and completes one chunk of what waits. Whoever calls this has seen
+    /// that it [is to](super::queue::Queue::becomes_committer).
+    pub(super) fn spawn_commit(self: &Arc<Self>) {
+        let core = self.clone();
+        tokio::spawn(async move {
+            let Some(composed) = core.compose() else { return };
+            let Composed { seq, at, chunk, end } = composed;
+            let mut guard = Uncommitted { core: &core, seq, armed: true };
+            let result = core.write_chunk(at, chunk).await;
+            guard.armed = false;
+            core.complete(seq, result.map(|()| end));
+        });
     }
 
     fn compose(self: &Arc<Self>) -> Option<Composed> {
@@ -76,7 +62,7 @@ impl Core {
             Ok(true) => {}
             Ok(false) => {
                 let mut queue = self.queue();
-                queue.leader = false;
+                queue.committing = false;
                 queue.stalled = true;
                 self.wake.notify_one();
                 return None;
@@ -84,7 +70,7 @@ impl Core {
             Err(error) => {
                 let waiters = {
                     let mut queue = self.queue();
-                    queue.leader = false;
+                    queue.committing = false;
                     queue.drain_waiting()
                 };
                 waiters.iter().for_each(|done| done.part_done(Err(error.to_export())));
@@ -94,7 +80,7 @@ impl Core {
         let Tail { current, next_seq, chain, .. } = &mut *tail;
         let open = current.as_mut().expect("make_room opened a segment");
         let mut queue = self.queue();
-        queue.leader = false;
+        queue.committing = false;
         if !matches!(queue.health, Health::Good) || !queue.takes_another() {
             return None;
         }
@@ -112,7 +98,7 @@ impl Core {
         let waiters = parts.iter().map(|part| part.done.clone()).collect();
         queue.in_flight.push_back(Chunk { seq, effects, waiters, outcome: None });
         let durable_seq = queue.durable_seq;
-        if queue.becomes_leader() {
+        if queue.becomes_committer() {
             self.spawn_commit();
         }
         drop(queue);
@@ -135,11 +121,8 @@ impl Core {
         let end_offset = offset + plan.layout.chunk_len as u64;
         Some(Composed {
             seq,
-            offset: open.phys + offset - before,
-            segment_header,
-            head,
-            records,
-            padding: plan.padding,
+            at: open.phys + offset - before,
+            chunk: UnsealedChunk { segment_header, head, records, padding: plan.padding },
             end: self.span_behind(open, end_offset, seq + 1, tag),
         })
     }
@@ -185,24 +168,8 @@ impl Core {
         tail.current.as_ref().is_some_and(|open| open.key.remaining() >= least)
     }
 
-    async fn seal_and_write(&self, composed: Composed) -> Result<(), ExportError> {
-        let Composed { offset, segment_header, mut head, records, padding, .. } = composed;
-        let mut parts: Vec<Bytes> = Vec::with_capacity(records.len() + 3);
-        for (first, mut data, place) in records {
-            place.seal_records(first, &mut data);
-            parts.push(data.freeze());
-        }
-        if padding > 0 {
-            parts.push(Bytes::from(vec![0; padding]));
-        }
-        let crc = chunk_checksum(std::iter::once(head.as_slice()).chain(parts.iter().map(|part| &part[..])));
-        set_checksum(&mut head, crc);
-        parts.insert(0, Bytes::from(head));
-        if let Some(header) = segment_header {
-            parts.insert(0, Bytes::from(header));
-        }
-        let bytes: usize = parts.iter().map(Bytes::len).sum();
-        write_store(&*self.store, offset, parts, Persist::Volatile).await.map_err(|e| store_to_export(&e))?;
+    async fn write_chunk(&self, at: u64, chunk: UnsealedChunk) -> Result<(), ExportError> {
+        let bytes = chunk.write(&*self.store, at).await.map_err(|error| store_to_export(&error))?;
         self.counters.log_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.counters.chunks.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -251,7 +218,7 @@ impl Core {
             answers.extend(queue.drain_waiting().into_iter().map(|done| (done, Err(error.clone()))));
             self.wake.notify_one();
         }
-        if queue.becomes_leader() {
+        if queue.becomes_committer() {
             self.spawn_commit();
         }
         let maintain = self.needs_maintenance(&queue);
@@ -264,34 +231,10 @@ impl Core {
             done.part_done(answer);
         }
     }
-
-    pub(super) fn spawn_commit(self: &Arc<Self>) {
-        let core = self.clone();
-        tokio::spawn(async move { core.commit().await });
-    }
 }
 
-/// Finds another leader when one is dropped before it composed.
-struct Leader<'a> {
-    core: &'a Arc<Core>,
-    armed: bool,
-}
-
-impl Drop for Leader<'_> {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        let runs = tokio::runtime::Handle::try_current().is_ok();
-        let mut queue = self.core.queue();
-        queue.leader = false;
-        if runs && queue.becomes_leader() {
-            self.core.spawn_commit();
-        }
-    }
-}
-
-/// Makes a chunk count as failed when its leader is dropped before it ends.
+/// Makes a chunk count as failed when its task is dropped, or panics, before it ends; the log is repaired then
+/// before it goes on.
 struct Uncommitted<'a> {
     core: &'a Arc<Core>,
     seq: u64,

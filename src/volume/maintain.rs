@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::queue::{Health, Queue};
 use super::reclaim::Step;
+use super::slots::IDLE;
 use super::{Core, VolumeError};
 
 /// Log bytes after which the store is flushed without being asked (docs/FORMAT.md §8.5).
@@ -117,7 +118,19 @@ impl Core {
             // A failure stops the volume; every later request hears of it.
             let _flushed = self.flush_to(completed).await;
         }
-        self.gain_room(rounds).await
+        let next = self.gain_room(rounds).await;
+        if next == Next::Wait {
+            self.drop_idle_slots().await;
+        }
+        next
+    }
+
+    async fn drop_idle_slots(&self) {
+        // Held, so that nothing is dropped any more once the volume is closed.
+        let _turn = self.reclaimer.lock().await;
+        if !matches!(self.queue().health, Health::Stopped(_)) && !self.space_is_low() {
+            self.drop_idle(IDLE).await;
+        }
     }
 
     /// Whether a completed chunk calls for background work.
@@ -131,8 +144,9 @@ impl Core {
         let low = {
             let table = self.segments.table();
             // A root reserves half of what is in no use; before that has halved again it would not help.
-            let unused = table.available_slots() + usize::try_from(table.free_slots()).unwrap_or(usize::MAX);
-            table.available_slots() < SLOTS_LOW.min(unused.div_ceil(4)) && table.free_slots() > 0
+            let unused =
+                table.slots().available() + usize::try_from(table.slots().free()).unwrap_or(usize::MAX);
+            table.slots().available() < SLOTS_LOW.min(unused.div_ceil(4)) && table.slots().free() > 0
         };
         unfolded_bytes >= CHECKPOINT_BYTES || low || self.map().active.len() >= DELTA_RUNS
     }
@@ -145,8 +159,11 @@ impl Core {
             // Closed while this waited: nothing may reach the store any more.
             return Next::Wait;
         }
-        let unused = self.segments.table_mut().take_unread();
-        self.drop_and_release(unused).await;
+        {
+            let mut table = self.segments.table_mut();
+            let unused = table.take_unread();
+            table.release(&unused);
+        }
         // Room may have come between a writer's look at it and its wait.
         self.resume_stalled();
         let stalled = self.queue().stalled;
@@ -181,7 +198,7 @@ impl Core {
             }
             Ok(Step::Finished) | Err(VolumeError::NoSpace) => {
                 let next = self.roots(stalled).await;
-                let unused = self.segments.table().unused();
+                let unused = self.segments.table().slots().unused();
                 let written = self.queue().completed_seq();
                 let gained = unused > rounds.best || written != rounds.written;
                 rounds.fruitless = if gained { 0 } else { rounds.fruitless + 1 };
@@ -279,14 +296,14 @@ impl Core {
     /// There is no room: what brings data fails, what gives space back goes on. So does what came in after `before`: a
     /// change that was answered meanwhile may have made room for it.
     fn fail_data(self: &Arc<Self>, before: u64) {
-        let (data, leader) = {
+        let (data, commits) = {
             let mut queue = self.queue();
-            let has_slots = self.segments.table().available_slots() > 0;
+            let has_slots = self.segments.table().slots().available() > 0;
             let data = queue.drain_before(before, |part| part.brings_data() || !has_slots);
             queue.stalled = false;
-            (data, queue.becomes_leader())
+            (data, queue.becomes_committer())
         };
-        if leader {
+        if commits {
             self.spawn_commit();
         }
         data.iter().for_each(|done| done.part_done(Err(VolumeError::NoSpace.to_export())));
@@ -296,13 +313,13 @@ impl Core {
     pub(super) fn resume_stalled(self: &Arc<Self>) {
         let data_fits = self.writers_have_room();
         // Two statements: the tail's lock comes before the table's, so the table's must be free by then.
-        let has_slots = self.segments.table().available_slots() > 0;
+        let has_slots = self.segments.table().slots().available() > 0;
         let fits = has_slots || self.segment_has_room(&self.tail());
         let room = self.map().active.len() < DELTA_RUNS_MAX;
         let mut queue = self.queue();
         if queue.stalled && room && fits && (data_fits || queue.goes_without_room()) {
             queue.stalled = false;
-            if queue.becomes_leader() {
+            if queue.becomes_committer() {
                 self.spawn_commit();
             }
         }

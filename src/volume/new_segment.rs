@@ -41,7 +41,7 @@ impl Core {
         let generation = Generation(self.generation.load(Ordering::Relaxed));
         let (handle, slot, phys) = {
             let mut table = self.segments.table_mut();
-            let slot = table.take_any().ok_or(VolumeError::NoSpace)?;
+            let slot = table.slots_mut().take_any().ok_or(VolumeError::NoSpace)?;
             let phys = self.header().slot_offset(slot);
             (table.add_row(new_row(kind, uid, phys, self.epoch16(), generation)), slot, phys)
         };

@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::delta::Run;
+use crate::buffers;
 use crate::export::ExportError;
 use crate::format::chunk::Op;
 use crate::format::root::LogSpan;
@@ -60,7 +61,15 @@ impl Part {
     /// Cuts the part behind its first `count` sectors and returns the rest.
     pub(super) fn split_behind(&mut self, count: u64) -> Self {
         let at = usize::try_from(count).expect("a part fits in memory") * RECORD_LEN;
-        let rest = self.records.split_off(at);
+        // Memory that is used again must be whole; a copy of what is left over costs less than new memory.
+        let rest = if buffers::is_kept(&self.records) {
+            let mut rest = buffers::take(self.records.len() - at);
+            rest.copy_from_slice(&self.records[at..]);
+            self.records.truncate(at);
+            rest
+        } else {
+            self.records.split_off(at)
+        };
         let start = Lba(self.sectors.start.0 + count);
         let sectors = SectorRange::new(start, self.sectors.count - count);
         self.sectors.count = count;
@@ -147,7 +156,7 @@ pub(super) struct Queue {
     /// Number of the next part to come in.
     pub(super) next_number: u64,
     /// A task is about to compose what waits.
-    pub(super) leader: bool,
+    pub(super) committing: bool,
     /// What waits cannot be composed before a root brings new slots.
     pub(super) stalled: bool,
     pub(super) in_flight: VecDeque<Chunk>,
@@ -172,7 +181,7 @@ impl Queue {
         Self {
             waiting: VecDeque::new(),
             next_number: 0,
-            leader: false,
+            committing: false,
             stalled: false,
             in_flight: VecDeque::new(),
             merges: Vec::new(),
@@ -212,14 +221,14 @@ impl Queue {
         self.in_flight.iter().any(|chunk| chunk.effects.iter().any(|run| run.sectors.overlaps(sectors)))
     }
 
-    /// Whether the caller, who has just added a part, is to compose.
-    pub(super) fn becomes_leader(&mut self) -> bool {
-        let now = !self.leader
+    /// Whether the caller is to start a commit of what waits.
+    pub(super) fn becomes_committer(&mut self) -> bool {
+        let now = !self.committing
             && !self.stalled
             && !self.waiting.is_empty()
             && self.takes_another()
             && matches!(self.health, Health::Good);
-        self.leader |= now;
+        self.committing |= now;
         now
     }
 

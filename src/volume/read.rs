@@ -7,10 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::delta::{Resolved, Run, resolve};
-use super::io::read_store;
+use super::io::fetch_store;
 use super::tree::Tree;
+use super::turn::{PIECE_RECORDS, Turn};
 use super::{Core, VolumeError};
+use crate::buffers;
+use crate::cipher::SegmentKey;
 use crate::export::{Allocation, ExportError, Extent};
+use crate::format::FormatError;
 use crate::format::page::Loc;
 use crate::geometry::{ByteRange, Lba, SECTOR_BYTES, SECTOR_LEN, SectorRange};
 use crate::payload::RECORD_LEN;
@@ -23,6 +27,7 @@ impl Core {
     pub(super) async fn read(&self, range: ByteRange, buf: &mut [u8]) -> Result<Vec<ByteRange>, ExportError> {
         self.check_end(range)?;
         let mut zeros = Vec::new();
+        let mut turn = Turn::new(&self.turns, range.len());
         let (newer, tree, _guard) = self.resolve(range.covering_sectors());
         for (sectors, loc) in newer {
             let mut at = sectors.start;
@@ -39,7 +44,7 @@ impl Core {
                         .await
                         .map_err(|error| error.to_export())?,
                 };
-                self.read_run(run, range, buf, &mut zeros).await?;
+                self.read_run(run, range, buf, &mut zeros, &mut turn).await?;
                 at = run.sectors.end();
             }
         }
@@ -80,6 +85,7 @@ impl Core {
         range: ByteRange,
         buf: &mut [u8],
         zeros: &mut Vec<ByteRange>,
+        turn: &mut Turn<'_>,
     ) -> Result<(), ExportError> {
         if run.loc.handle().is_none() {
             let (from, to) = clip_bytes(run.sectors, range);
@@ -92,10 +98,10 @@ impl Core {
             let count = READ_RECORDS_MAX.min(run.sectors.count - done);
             let sectors = SectorRange::new(Lba(run.sectors.start.0 + done), count);
             let piece = Run { sectors, loc: run.loc.step(done) };
-            match self.read_records(piece, range, buf).await {
+            match self.read_records(piece, range, buf, turn).await {
                 Ok(()) => {}
                 Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {
-                    self.read_again(sectors, range, buf).await?;
+                    self.read_again(sectors, range, buf, turn).await?;
                 }
                 Err(other) => return Err(other.to_export()),
             }
@@ -110,6 +116,7 @@ impl Core {
         sectors: SectorRange,
         range: ByteRange,
         buf: &mut [u8],
+        turn: &mut Turn<'_>,
     ) -> Result<(), ExportError> {
         for lba in sectors.start.0..sectors.end().0 {
             let (newer, tree, _guard) = self.resolve(SectorRange::new(Lba(lba), 1));
@@ -125,7 +132,7 @@ impl Core {
                 buf[index(from - range.offset())..index(to - range.offset())].fill(0);
                 continue;
             }
-            if let Err(error) = self.read_records(run, range, buf).await {
+            if let Err(error) = self.read_records(run, range, buf, turn).await {
                 self.counters.authentication_failures.fetch_add(1, Ordering::Relaxed);
                 return Err(error.to_export());
             }
@@ -139,6 +146,7 @@ impl Core {
         run: Run,
         range: ByteRange,
         buf: &mut [u8],
+        turn: &mut Turn<'_>,
     ) -> Result<(), VolumeError> {
         let place = self.segments.place(run.loc)?;
         let offset = run.loc.offset();
@@ -146,26 +154,49 @@ impl Core {
         if offset + len as u64 > self.segments.segment_bytes {
             return Err(VolumeError::Inconsistent("a run of records ends behind its segment".into()));
         }
-        let records = read_store(&*self.store, place.phys + offset, len).await?;
-        for (i, record) in (0u64..).zip(records.chunks_exact(RECORD_LEN)) {
-            let lba = Lba(run.sectors.start.0 + i);
-            let at = offset + i * RECORD_LEN as u64;
-            let damaged = |_| {
-                let source = crate::format::FormatError::Authentication("sector");
-                VolumeError::damaged("sector", place.phys + at, source)
-            };
-            let (from, to) = clip_bytes(SectorRange::new(lba, 1), range);
-            let target = &mut buf[index(from - range.offset())..index(to - range.offset())];
-            if target.len() == SECTOR_LEN {
-                place.key.open_record(at, lba, record, target).map_err(damaged)?;
-            } else {
-                let mut sector = [0; SECTOR_LEN];
-                place.key.open_record(at, lba, record, &mut sector).map_err(damaged)?;
-                let skip = index(from - lba.byte_offset());
-                target.copy_from_slice(&sector[skip..skip + target.len()]);
-            }
+        let mut reply = Reply { phys: place.phys, key: &place.key, range, buf };
+        let mut done = 0;
+        turn.begin().await;
+        while done < run.sectors.count {
+            let count = PIECE_RECORDS.min(run.sectors.count - done);
+            let at = offset + done * RECORD_LEN as u64;
+            let first = Lba(run.sectors.start.0 + done);
+            let Some(read) = self.read_at_hand(&mut reply, at, first, count) else { break };
+            read?;
+            done += count;
+            turn.opened(count).await;
+        }
+        if done < run.sectors.count {
+            // Not at hand: all that is left comes with one call.
+            let at = offset + done * RECORD_LEN as u64;
+            let left = index(run.sectors.count - done) * RECORD_LEN;
+            turn.end();
+            let records = fetch_store(&*self.store, place.phys + at, left).await?;
+            turn.begin().await;
+            reply.open(at, Lba(run.sectors.start.0 + done), &records)?;
         }
         Ok(())
+    }
+
+    /// Reads and opens records that the store has at hand; `None` when it has not.
+    fn read_at_hand(
+        &self,
+        reply: &mut Reply<'_>,
+        at: u64,
+        first: Lba,
+        count: u64,
+    ) -> Option<Result<(), VolumeError>> {
+        let mut read = |records: &mut [u8]| {
+            let read = self.store.try_read_at(reply.phys + at, records)?;
+            Some(read.map_err(VolumeError::from).and_then(|()| reply.open(at, first, records)))
+        };
+        if count == 1 {
+            return read(&mut [0; RECORD_LEN]);
+        }
+        let mut records = buffers::take(index(count) * RECORD_LEN);
+        let outcome = read(&mut records);
+        buffers::give(records);
+        outcome
     }
 
     /// Brings the index pages of a range into memory.
@@ -209,6 +240,40 @@ impl Core {
             }
         }
         Ok(extents)
+    }
+}
+
+/// Where opened records go.
+struct Reply<'a> {
+    phys: u64,
+    key: &'a SegmentKey,
+    range: ByteRange,
+    buf: &'a mut [u8],
+}
+
+impl Reply<'_> {
+    /// Opens the records at `offset` of the segment, of the sectors from `first` on.
+    fn open(&mut self, offset: u64, first: Lba, records: &[u8]) -> Result<(), VolumeError> {
+        let range = self.range;
+        for (i, record) in (0u64..).zip(records.chunks_exact(RECORD_LEN)) {
+            let lba = Lba(first.0 + i);
+            let at = offset + i * RECORD_LEN as u64;
+            let damaged = |_| {
+                let source = FormatError::Authentication("sector");
+                VolumeError::damaged("sector", self.phys + at, source)
+            };
+            let (from, to) = clip_bytes(SectorRange::new(lba, 1), range);
+            let target = &mut self.buf[index(from - range.offset())..index(to - range.offset())];
+            if target.len() == SECTOR_LEN {
+                self.key.open_record(at, lba, record, target).map_err(damaged)?;
+            } else {
+                let mut sector = [0; SECTOR_LEN];
+                self.key.open_record(at, lba, record, &mut sector).map_err(damaged)?;
+                let skip = index(from - lba.byte_offset());
+                target.copy_from_slice(&sector[skip..skip + target.len()]);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -17,6 +17,7 @@ use super::segments::{BadTable, Segments};
 use super::space::Room;
 use super::tail::Tail;
 use super::tree::{Pages, Tree};
+use super::turn::turns;
 use super::unlock::Unlocked;
 use super::{Core, Counters, Map, Volume, VolumeError};
 use crate::cipher::{Surroundings, UidSource, VolumeKeys};
@@ -242,6 +243,7 @@ impl Core {
             flusher: tokio::sync::Mutex::new(()),
             wake: Arc::new(Notify::new()),
             progress: Notify::new(),
+            turns: turns(),
             counters: Counters {
                 sealed_messages: AtomicU64::new(root.sealed_messages),
                 ..Counters::default()
@@ -310,13 +312,13 @@ impl Core {
         {
             let mut table = self.segments.table_mut();
             table.close_all();
-            if table.free_slots() < CLAIM_SLOTS {
+            if table.slots().free() < CLAIM_SLOTS {
                 table.release_held();
             }
             // Any free slot will do, one that the old root reserved included: whoever reserved it has
             // lost the store's lock. Without such a lock this would have to leave them out (§12).
-            table.reserve(1);
-            table.use_reserving();
+            table.slots_mut().reserve(1);
+            table.slots_mut().use_reserving();
         }
         let generation = Generation(self.generation.load(std::sync::atomic::Ordering::Relaxed) + 1);
         let first = self.prepare_log_segment(generation)?.ok_or(VolumeError::NoSpace)?;

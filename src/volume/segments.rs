@@ -11,16 +11,13 @@ use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
 
 use super::rows::Rows;
+use super::slots::Slots;
 use crate::cipher::Uid;
 use crate::format::page::Handle;
 use crate::format::root::Place;
 use crate::format::segment::SegmentKind;
 use crate::format::table::{Row, SegmentState, TablePart};
 use crate::geometry::Generation;
-
-/// Slots that no root reserves for the log: what a checkpoint of a small volume writes, twice, and the
-/// segment that it began in before.
-const INDEX_SLOTS: usize = 3;
 
 /// Changes of live bytes by handle, collected while a tree is merged and applied when its root is.
 #[derive(Default, Debug)]
@@ -68,12 +65,7 @@ struct Freed {
 pub(super) struct Segments {
     rows: Rows,
     free_handles: Vec<Handle>,
-    slot_taken: Vec<bool>,
-    free_count: u64,
-    /// Slots that the last durable root reserved and that are still unused.
-    available: VecDeque<u64>,
-    /// Slots that the next root reserves in addition.
-    reserving: VecDeque<u64>,
+    slots: Slots,
     freed: VecDeque<Freed>,
     /// Slots that the root this table was loaded from freed: the root before it needs them until
     /// another one is durable.
@@ -82,7 +74,6 @@ pub(super) struct Segments {
     readers_ended: Arc<Notify>,
     /// The newest durable root.
     durable: Generation,
-    next_free_search: usize,
     added: Vec<Place>,
 }
 
@@ -94,31 +85,23 @@ pub(super) struct BadTable(pub(super) String);
 impl Segments {
     /// An empty table for a volume of `slots` slots.
     pub(super) fn new(slots: u64) -> Self {
-        let slots = usize::try_from(slots).expect("slot counts are below 2^32");
         let readers_ended = Arc::new(Notify::new());
         Self {
             rows: Rows::new(),
             free_handles: Vec::new(),
-            slot_taken: vec![false; slots],
-            free_count: slots as u64,
-            available: VecDeque::new(),
-            reserving: VecDeque::new(),
+            slots: Slots::new(slots),
             freed: VecDeque::new(),
             held: Vec::new(),
             guard: Arc::new(Reading { ended: readers_ended.clone() }),
             readers_ended,
             durable: Generation(0),
-            next_free_search: 0,
             added: Vec::new(),
         }
     }
 
     /// Makes room for `slots` slots, if there are fewer.
     pub(super) fn grow(&mut self, slots: u64) {
-        let slots = usize::try_from(slots).expect("slot counts are below 2^32");
-        let more = slots.saturating_sub(self.slot_taken.len());
-        self.slot_taken.resize(self.slot_taken.len() + more, false);
-        self.free_count += more as u64;
+        self.slots.grow(slots);
     }
 
     /// Takes over one part of the table that a root stored, parts in order, into an empty table. `slot_at` maps
@@ -148,7 +131,7 @@ impl Segments {
                     let slot = slot_at(row.phys).ok_or_else(|| {
                         BadTable(format!("row {handle} names place {:#x}, which is no slot", row.phys))
                     })?;
-                    self.take_slot(slot).map_err(|()| {
+                    self.slots.take(slot).map_err(|()| {
                         BadTable(format!("row {handle} names slot {slot}, which another row has"))
                     })?;
                 }
@@ -160,7 +143,7 @@ impl Segments {
     /// Keeps a slot that the loaded root freed from being used before the next root is durable. One
     /// that the log behind the root uses already is left alone.
     pub(super) fn hold(&mut self, slot: u64) {
-        if self.take_slot(slot).is_ok() {
+        if self.slots.take(slot).is_ok() {
             self.held.push(slot);
         }
     }
@@ -171,21 +154,9 @@ impl Segments {
         self.release(&held);
     }
 
-    /// Makes slots free.
+    /// Makes slots free that may have room on the store.
     pub(super) fn release(&mut self, slots: &[u64]) {
-        for slot in slots {
-            self.slot_taken[usize::try_from(*slot).expect("slots are below 2^32")] = false;
-        }
-        self.free_count += slots.len() as u64;
-    }
-
-    fn take_slot(&mut self, slot: u64) -> Result<(), ()> {
-        let taken = &mut self.slot_taken[usize::try_from(slot).expect("slots are below 2^32")];
-        if std::mem::replace(taken, true) {
-            return Err(());
-        }
-        self.free_count -= 1;
-        Ok(())
+        slots.iter().for_each(|slot| self.slots.release(*slot));
     }
 
     /// The row of a handle; also of a freed one for as long as a reader may ask for it.
@@ -207,42 +178,14 @@ impl Segments {
         self.guard.clone()
     }
 
-    /// Number of slots in no use at all.
-    pub(super) fn free_slots(&self) -> u64 {
-        self.free_count
+    /// The slots in no use.
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
     }
 
-    /// Slots that hold no segment and wait for nothing.
-    pub(super) fn unused(&self) -> u64 {
-        self.free_count + (self.available.len() + self.reserving.len()) as u64
-    }
-
-    /// Slots that may be used right now.
-    pub(super) fn available_slots(&self) -> usize {
-        self.available.len()
-    }
-
-    /// Takes a slot that the last durable root reserved.
-    pub(super) fn take_available(&mut self) -> Option<u64> {
-        self.available.pop_front()
-    }
-
-    /// Takes any free slot, the reserved ones last: those are the log's. For index segments.
-    pub(super) fn take_any(&mut self) -> Option<u64> {
-        self.find_free().or_else(|| self.take_available()).or_else(|| self.reserving.pop_back())
-    }
-
-    fn find_free(&mut self) -> Option<u64> {
-        if self.free_count == 0 {
-            return None;
-        }
-        let count = self.slot_taken.len();
-        let found =
-            (0..count).map(|i| (self.next_free_search + i) % count).find(|slot| !self.slot_taken[*slot])?;
-        self.next_free_search = found + 1;
-        self.slot_taken[found] = true;
-        self.free_count -= 1;
-        Some(found as u64)
+    /// The same, to take some.
+    pub(super) fn slots_mut(&mut self) -> &mut Slots {
+        &mut self.slots
     }
 
     /// Adds a row for a segment whose slot was taken.
@@ -255,7 +198,7 @@ impl Segments {
 
     /// Adds a row for a segment that recovery found on the store.
     pub(super) fn adopt(&mut self, row: Row, slot: u64) -> Result<Handle, BadTable> {
-        self.take_slot(slot).map_err(|()| BadTable(format!("slot {slot} of a log segment is in use")))?;
+        self.slots.take(slot).map_err(|()| BadTable(format!("slot {slot} of a log segment is in use")))?;
         Ok(self.add_row(row))
     }
 
@@ -265,7 +208,7 @@ impl Segments {
             self.added.retain(|place| place.uid != row.uid);
         }
         self.free_handles.push(handle);
-        self.release(&[slot]);
+        self.slots.release(slot);
     }
 
     pub(super) fn set_bytes(&mut self, handle: Handle, bytes: u32) {
@@ -285,27 +228,6 @@ impl Segments {
             row.live = u32::try_from(live).expect("live bytes of a segment are counted exactly");
             assert!(row.live <= row.bytes, "no more bytes live than were written");
         }
-    }
-
-    /// Picks up to `target` slots in all that the next root will reserve, leaving some for the index.
-    pub(super) fn reserve(&mut self, target: usize) -> Vec<u64> {
-        let unused = self.available.len()
-            + self.reserving.len()
-            + usize::try_from(self.free_count).unwrap_or(usize::MAX);
-        let target = target.min(unused.saturating_sub(INDEX_SLOTS).max(unused.div_ceil(2)));
-        while self.available.len() + self.reserving.len() < target {
-            match self.find_free() {
-                Some(slot) => self.reserving.push_back(slot),
-                None => break,
-            }
-        }
-        self.available.iter().chain(&self.reserving).copied().collect()
-    }
-
-    /// Allows what [`reserve`](Self::reserve) picked to be used before a root names it: by a session
-    /// that has just taken over and has no root of its own yet.
-    pub(super) fn use_reserving(&mut self) {
-        self.available.append(&mut self.reserving);
     }
 
     /// Closes every segment: a session never goes on in another's.
@@ -338,15 +260,14 @@ impl Segments {
     /// Tells that root `durable` is: what it reserved may be used, and what an earlier root freed is in
     /// no use any more, see [`take_unread`](Self::take_unread).
     pub(super) fn root_is_durable(&mut self, durable: Generation) -> Vec<u64> {
-        self.available.append(&mut self.reserving);
+        self.slots.use_reserving();
         self.durable = durable;
         let mut unused = std::mem::take(&mut self.held);
         unused.append(&mut self.take_unread());
         unused
     }
 
-    /// The slots that an earlier root freed and no reader can see any more. They are nobody's until
-    /// [`release`](Self::release), so that the store can be told to drop what they hold.
+    /// The slots that an earlier root freed and no reader can see any more, to be [released](Self::release).
     pub(super) fn take_unread(&mut self) -> Vec<u64> {
         let mut unused = Vec::new();
         // In order: a reader that blocks one batch may have seen every later one, too.

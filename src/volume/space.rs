@@ -5,6 +5,7 @@
 //! the last slots are for checkpoints, without which nothing is ever freed. TRIM is held up by neither.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Core;
 use super::maintain::DELTA_RUNS;
@@ -73,14 +74,27 @@ impl Core {
     /// Whether so few slots are in no use that segments must be emptied.
     pub(super) fn space_is_low(&self) -> bool {
         let table = self.segments.table();
-        (table.unused() + table.freed_slots() as u64) < self.room.reclaim_mark()
+        (table.slots().unused() + table.freed_slots() as u64) < self.room.reclaim_mark()
     }
 
     /// Whether the log may take another slot for a write.
     pub(super) fn writers_have_room(&self) -> bool {
         let table = self.segments.table();
         let kept = self.room.reserve() + self.room.kept.load(Ordering::Relaxed);
-        table.available_slots() > 0 && table.unused() > kept
+        table.slots().available() > 0 && table.slots().unused() > kept
+    }
+
+    /// Lets the store drop what slots hold that have been in no use for `idle`. One at a time, which nobody uses before
+    /// that is done: the store could drop what somebody else has written there by then. Whoever calls this holds the
+    /// reclaimer.
+    pub(super) async fn drop_idle(&self, idle: Duration) {
+        loop {
+            let Some(slot) = self.segments.table_mut().slots_mut().begin_drop(idle) else { return };
+            let header = self.header();
+            // A hint; the slot is free whether or not the store takes it back.
+            let _ = self.store.discard(header.slot_offset(slot), u64::from(header.segment_bytes)).await;
+            self.segments.table_mut().slots_mut().dropped(slot);
+        }
     }
 
     /// Slots that a batch of moves may fill now, at least one.
@@ -95,11 +109,11 @@ impl Core {
 
     fn free_for_moves(&self) -> u64 {
         // Of the reserve, half is left to the checkpoint that frees what is emptied.
-        self.segments.table().unused().saturating_sub(self.room.reserve().div_ceil(2))
+        self.segments.table().slots().unused().saturating_sub(self.room.reserve().div_ceil(2))
     }
 
     /// Slots that writers may use while a batch of moves fills `moved` of them.
     pub(super) fn room_beside(&self, moved: u64) -> u64 {
-        self.segments.table().unused().saturating_sub(self.room.reserve() + moved)
+        self.segments.table().slots().unused().saturating_sub(self.room.reserve() + moved)
     }
 }

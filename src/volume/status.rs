@@ -87,7 +87,7 @@ impl Volume {
         {
             let table = core.segments.table();
             space.free_slots =
-                table.free_slots() + table.available_slots() as u64 + table.freed_slots() as u64;
+                table.slots().free() + table.slots().available() as u64 + table.freed_slots() as u64;
             for (_, row) in table.rows() {
                 if row.kind == SegmentKind::Index {
                     space.index_bytes += u64::from(row.live);

@@ -77,7 +77,7 @@ impl Core {
     ) -> Result<Option<Prepared>, VolumeError> {
         let uid = self.uids.fresh(&self.keys)?;
         let mut table = self.segments.table_mut();
-        let Some(slot) = table.take_available() else {
+        let Some(slot) = table.slots_mut().take_available() else {
             return Ok(None);
         };
         let phys = self.header().slot_offset(slot);

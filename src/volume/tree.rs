@@ -108,11 +108,12 @@ impl Pages {
         level: u8,
         number: u64,
     ) -> Result<Page, VolumeError> {
-        let place = segments.place(loc)?;
-        let key = PageKey { uid: place.key.uid(), offset: loc.offset() };
+        let row = segments.row(loc)?;
+        let key = PageKey { uid: row.uid, offset: loc.offset() };
         if let Some(page) = self.cache.get(&key) {
             return Ok(page);
         }
+        let place = segments.place_in(&row);
         let sealed = segments.read(&place, loc.offset(), loc.len()).await?;
         let plaintext = open_sealed_page(&place.key, loc.offset(), level, number, &sealed)
             .map_err(|source| VolumeError::damaged("index page", place.phys + loc.offset(), source))?;
@@ -185,7 +186,7 @@ impl Pages {
             return Ok(whole(0, loc));
         }
         let leaf = self.leaf(segments, loc, number(0)).await?;
-        let (loc, len) = leaf.run_at(index(0));
+        let (loc, len) = leaf.run_at(index(0), usize::try_from(count).unwrap_or(usize::MAX));
         let sectors = SectorRange::new(at, len as u64);
         Ok(Run { sectors, loc }.clip(window).expect("the run starts in the window"))
     }

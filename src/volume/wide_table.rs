@@ -47,7 +47,7 @@ fn fill_table(volume: &Volume, segments: u64) {
     let mut table = volume.core.segments.table_mut();
     let mut live = LiveChange::default();
     for number in 0..u128::from(segments) {
-        let slot = table.take_any().expect("the volume has as many");
+        let slot = table.slots_mut().take_any().expect("the volume has as many");
         let uid = Uid((number | 1 << 100).to_be_bytes());
         let row = new_row(SegmentKind::Log, uid, header.slot_offset(slot), 1, Generation(1));
         let handle = table.add_row(row);

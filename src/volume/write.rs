@@ -24,10 +24,7 @@ type Receiver = oneshot::Receiver<Result<Seq, ExportError>>;
 
 /// What adding to the queue came to.
 enum Added {
-    Waiting {
-        receiver: Receiver,
-        leader: bool,
-    },
+    Waiting(Receiver),
     /// Something is under way that must end first.
     Blocked(Blocked),
 }
@@ -71,7 +68,7 @@ impl Core {
                     };
                     drop(merge);
                     match added {
-                        Added::Waiting { receiver, leader } => return self.finish(receiver, leader).await,
+                        Added::Waiting(receiver) => return finished(receiver).await,
                         // The log needs repair: from the start, on what is there then.
                         Added::Blocked(_) => {}
                     }
@@ -129,12 +126,12 @@ impl Core {
         loop {
             let added = self.add(&mut self.queue(), sectors, op, &mut records);
             match added {
-                Added::Waiting { receiver, leader } => {
-                    if op != Op::Write && !leader {
+                Added::Waiting(receiver) => {
+                    if op != Op::Write {
                         // What gives space back does not wait for those who make room.
                         self.resume_stalled();
                     }
-                    return self.finish(receiver, leader).await;
+                    return finished(receiver).await;
                 }
                 Added::Blocked(Blocked::OnMerge(done)) => merge_ended(&done).await,
                 Added::Blocked(Blocked::OnRepair) => self.repair().await?,
@@ -142,34 +139,36 @@ impl Core {
         }
     }
 
-    fn add(&self, queue: &mut Queue, sectors: SectorRange, op: Op, records: &mut BytesMut) -> Added {
+    fn add(
+        self: &Arc<Self>,
+        queue: &mut Queue,
+        sectors: SectorRange,
+        op: Op,
+        records: &mut BytesMut,
+    ) -> Added {
         match &queue.health {
             Health::Good => {}
             Health::NeedsRepair(_) => return Added::Blocked(Blocked::OnRepair),
             Health::Stopped(error) => {
                 let (done, receiver) = Completion::new();
                 done.part_done(Err(error.clone()));
-                return Added::Waiting { receiver, leader: false };
+                return Added::Waiting(receiver);
             }
         }
         if sectors.end() > queue.end {
             let (done, receiver) = Completion::new();
             done.part_done(Err(ExportError::NoSpace("the volume has become smaller".into())));
-            return Added::Waiting { receiver, leader: false };
+            return Added::Waiting(receiver);
         }
         if let Some(done) = queue.merge_over(sectors) {
             return Added::Blocked(Blocked::OnMerge(done));
         }
         let (done, receiver) = Completion::new();
         queue.push(sectors, op, std::mem::take(records), done);
-        Added::Waiting { receiver, leader: queue.becomes_leader() }
-    }
-
-    async fn finish(self: &Arc<Self>, receiver: Receiver, leader: bool) -> Result<Seq, ExportError> {
-        if leader {
-            self.commit().await;
+        if queue.becomes_committer() {
+            self.spawn_commit();
         }
-        receiver.await.unwrap_or_else(|_| Err(ExportError::Io("the log lost a write".into())))
+        Added::Waiting(receiver)
     }
 
     /// Starts a read-merge-write: copies from waiting parts what they know of the edges and keeps
@@ -209,6 +208,10 @@ impl Core {
         queue.merges.push(Merge { id, sectors, done: done.clone() });
         Ok(Begun::Reading { merge: MergeGuard::new(self, id, done), missing })
     }
+}
+
+async fn finished(receiver: Receiver) -> Result<Seq, ExportError> {
+    receiver.await.unwrap_or_else(|_| Err(ExportError::Io("the log lost a write".into())))
 }
 
 /// What starting a read-merge-write came to.

@@ -268,8 +268,8 @@ pub(crate) fn leaf(data: &[u8]) {
         assert!(shortest.to_locs() == locs);
         assert_eq!(Leaf::decode(&shortest.encode()), Ok(shortest.clone()));
         for index in [0, 1, 255, 511] {
-            assert_eq!(leaf.run_at(index).0, locs[index]);
-            assert_eq!(shortest.run_at(index).0, locs[index]);
+            assert_eq!(leaf.run_at(index, 1).0, locs[index]);
+            assert_eq!(shortest.run_at(index, 1).0, locs[index]);
         }
     }
 }

@@ -36,7 +36,7 @@ enum Place {
     Root,
     /// A copy of the header, or the root that follows it.
     Resize,
-    /// A write of the log when so few slots were free that writers are held up.
+    /// A write of the log when so few slots were free that segments are emptied, and writers held to the pace of that.
     LowSpace,
 }
 
@@ -83,7 +83,7 @@ impl Watched {
         }
         let is_low = self.volume.lock().unwrap().as_ref().is_some_and(|volume| {
             let space = volume.status().space;
-            space.free_slots <= space.reserve_slots + 1
+            space.free_slots < space.reclaim_below_slots
         });
         self.seen.lock().unwrap().push(Seen {
             target,

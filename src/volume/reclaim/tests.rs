@@ -107,11 +107,11 @@ async fn moves_leave_checkpoints_what_they_need_also_when_others_took_slots_mean
     let mut reclaimer = Reclaimer::default();
     assert_eq!(reclaimer.step(&volume.core).await.unwrap(), Step::Going);
     let mut taken = Vec::new();
-    while volume.core.segments.table().unused() > least {
-        taken.push(volume.core.segments.table_mut().take_any().unwrap());
+    while volume.core.segments.table().slots().unused() > least {
+        taken.push(volume.core.segments.table_mut().slots_mut().take_any().unwrap());
     }
     while reclaimer.step(&volume.core).await.unwrap() == Step::Going {}
-    assert_eq!(volume.core.segments.table().unused(), least);
+    assert_eq!(volume.core.segments.table().slots().unused(), least);
     let moved: u64 = volume.core.moves().moves.iter().map(|moved| moved.sectors.count).sum();
     assert!(moved > 0);
     volume.core.segments.table_mut().release(&taken);
@@ -271,7 +271,7 @@ async fn trim_is_not_held_up_by_writes_that_wait_for_room() {
     };
     tokio::time::timeout(DEADLINE, waits).await.expect("writers come to where the reader is in their way");
     // With nothing coming back, moves and roots once went on until there was no slot for a checkpoint.
-    assert!(volume.core.segments.table().unused() > 0);
+    assert!(volume.core.segments.table().slots().unused() > 0);
     // Somewhere else than what waits: it would have to wait for that.
     let far = {
         let queue = volume.core.queue();
@@ -339,7 +339,7 @@ async fn room_is_not_waited_for_while_moves_of_a_failed_batch_keep_it() {
             core.root_again().await.unwrap();
         }
         while core.has_room_for_moves() {
-            taken.push(core.segments.table_mut().take_any().unwrap());
+            taken.push(core.segments.table_mut().slots_mut().take_any().unwrap());
         }
     }
     let write = write(&volume, 1, 9);
@@ -362,7 +362,7 @@ async fn moves_that_cannot_be_written_do_not_use_up_the_slots() {
     {
         // Held, so that the background task stays out of it.
         let mut reclaimer = core.reclaimer.lock().await;
-        let before = core.segments.table().unused();
+        let before = core.segments.table().slots().unused();
         store.inject(Operation::Write, 0, Fault::Io);
         assert!(reclaimer.step(core).await.is_err());
         for _ in 0..before {
@@ -370,12 +370,12 @@ async fn moves_that_cannot_be_written_do_not_use_up_the_slots() {
             assert_eq!(reclaimer.step(core).await.unwrap(), Step::Finished, "a checkpoint comes first");
             assert!(volume.checkpoint().await.is_err());
         }
-        assert_eq!(core.segments.table().unused(), before - 1);
+        assert_eq!(core.segments.table().slots().unused(), before - 1);
         // It is closed by one root, freed by the next, and may be used behind the one after.
         for _ in 0..3 {
             volume.checkpoint().await.unwrap();
         }
-        assert!(core.segments.table().unused() >= before, "it is given back");
+        assert!(core.segments.table().slots().unused() >= before, "it is given back");
         assert_eq!(reclaimer.step(core).await.unwrap(), Step::Going);
     }
     clean(&volume).await;
