@@ -13,7 +13,7 @@
 //! | `rows`, `slots`, `segments`, `io`, `new_segment`, `index_writer` | table and slots, places and keys, opening segments, appending pages |
 //! | `checkpoint`, `replay`, `recover` | roots, reading the log back, opening |
 //! | `maintain` | background work |
-//! | `space`, `reclaim`, `cold`, `index_reclaim`, [`compact`] | how much room there is, getting space back |
+//! | `space`, `reclaim`, `written`, `cold`, `index_reclaim`, [`compact`] | how much room there is, getting space back |
 //! | [`anchor`] | the newest root remembered outside the store |
 //! | `header_change`, `resize` | new keyslots, another size while the volume is open |
 //! | `wipe` | knowing that the keys are gone |
@@ -58,6 +58,7 @@ pub mod unlock;
 mod wide_table;
 mod wipe;
 mod write;
+mod written;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};

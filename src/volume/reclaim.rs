@@ -13,15 +13,11 @@ use futures_util::stream::{self, StreamExt};
 
 use super::cold::{ColdStream, Move};
 use super::delta::Run;
-use super::io::read_store;
-use super::log::effects;
 use super::segments::ReadGuard;
 use super::{Core, VolumeError};
-use crate::cipher::{SegmentKey, Uid};
+use crate::cipher::Uid;
 use crate::format::FormatError;
-use crate::format::chunk::{
-    ChunkHeader, ChunkLayout, ChunkPrefix, ENTRIES_MAX, PREFIX_LEN, RECORDS_MAX, chunk_places,
-};
+use crate::format::chunk::{ChunkLayout, ENTRIES_MAX, RECORDS_MAX};
 use crate::format::page::Handle;
 use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentKind};
 use crate::format::table::{Row, SegmentState};
@@ -35,10 +31,10 @@ const VICTIMS_MAX: usize = 64;
 const SECTORS_MAX: u64 = 64 << 10;
 /// A segment that is fuller than this is not worth moving, in parts of its size.
 const WORTH_BELOW: (u64, u64) = (15, 16);
-/// Bytes read at first to see a chunk's header; more where it is longer.
-const HEADER_GUESS: usize = 4096;
 /// Reads of live sectors under way at once: hides the latency of a remote store.
-const READS_AT_ONCE: usize = 16;
+const READS_AT_ONCE: usize = 64;
+/// Segments whose chunk headers are read at once, one behind the other in each.
+const SEGMENTS_READ_AT_ONCE: usize = 16;
 
 /// The moving of live sectors, a step at a time.
 #[derive(Default)]
@@ -121,31 +117,54 @@ impl Reclaimer {
         let guard = core.segments.table().guard();
         let slots = core.room_for_moves();
         let sectors_max = SECTORS_MAX.min(slots * core.sectors_per_cold_segment());
-        let mut candidates = Vec::new();
-        let (mut victims, mut sectors) = (0, 0);
-        for (handle, row) in core.victims(&self.damaged) {
-            let live = u64::from(row.live) / RECORD_LEN as u64;
-            if victims == VICTIMS_MAX || victims > 0 && sectors + live > sectors_max {
-                break;
+        let (mut candidates, sectors) = loop {
+            let known_damaged = self.damaged.len();
+            let (candidates, sectors) = self.candidates(core, sectors_max).await?;
+            if candidates.is_empty() && self.damaged.len() > known_damaged {
+                // Nothing but segments that cannot be read: others come after them.
+                continue;
             }
-            match core.written_in(handle, &row).await {
-                Ok(mut runs) => candidates.append(&mut runs),
-                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {
-                    self.damaged.insert(row.uid);
-                    continue;
-                }
-                Err(error) => return Err(error),
+            if candidates.is_empty() {
+                return Ok(None);
             }
-            victims += 1;
-            sectors += live;
-        }
-        if candidates.is_empty() {
-            return Ok(None);
-        }
+            break (candidates, sectors);
+        };
         candidates.sort_unstable_by_key(|run| std::cmp::Reverse(run.sectors.start));
         let total = candidates.len();
         let moves = sectors.div_ceil(core.sectors_per_cold_segment());
         Ok(Some(Batch { candidates, total, moves, beside: core.room_beside(moves), guard }))
+    }
+
+    /// What may be live in the segments that are best emptied, and how many sectors are. No more are chosen than have
+    /// `sectors_max` live sectors together, and always one.
+    async fn candidates(&mut self, core: &Core, sectors_max: u64) -> Result<(Vec<Run>, u64), VolumeError> {
+        let live = |row: &Row| u64::from(row.live) / RECORD_LEN as u64;
+        let mut chosen = Vec::new();
+        let mut sectors = 0;
+        for (handle, row) in core.victims(&self.damaged).into_iter().take(VICTIMS_MAX) {
+            if !chosen.is_empty() && sectors + live(&row) > sectors_max {
+                break;
+            }
+            sectors += live(&row);
+            chosen.push((handle, row));
+        }
+        let mut written = stream::iter(chosen)
+            .map(|(handle, row)| async move { (row, core.written_in(handle, &row).await) })
+            .buffered(SEGMENTS_READ_AT_ONCE);
+        let (mut candidates, mut sectors) = (Vec::new(), 0);
+        while let Some((row, written)) = written.next().await {
+            match written {
+                Ok(mut runs) => {
+                    candidates.append(&mut runs);
+                    sectors += live(&row);
+                }
+                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {
+                    self.damaged.insert(row.uid);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((candidates, sectors))
     }
 
     async fn move_chunk(&mut self, core: &Core) -> Result<(), VolumeError> {
@@ -267,58 +286,6 @@ impl Core {
             wanted = wanted.saturating_sub(segment - u64::from(row.live));
         }
         debt
-    }
-
-    /// Every run of records that the chunks of a segment say they hold.
-    async fn written_in(&self, handle: Handle, row: &Row) -> Result<Vec<Run>, VolumeError> {
-        let key = self.segments.key(row.kind, row.uid);
-        let (mut offset, end) = (SEGMENT_HEADER_LEN as u64, u64::from(row.bytes));
-        let mut runs = Vec::new();
-        while offset + (PREFIX_LEN as u64) <= end {
-            let (at, prefix, header) = self.chunk_behind(&key, row.phys, offset, end).await?;
-            let here = effects(&header.entries, &prefix.layout(self.align()), handle, at);
-            runs.extend(here.into_iter().filter(|run| run.loc.handle().is_some()));
-            offset = at + u64::from(prefix.chunk_bytes);
-        }
-        Ok(runs)
-    }
-
-    /// The header of the chunk behind one that ends at `offset`, and where it starts.
-    async fn chunk_behind(
-        &self,
-        key: &SegmentKey,
-        phys: u64,
-        offset: u64,
-        end: u64,
-    ) -> Result<(u64, ChunkPrefix, ChunkHeader), VolumeError> {
-        let mut missing = None;
-        for at in chunk_places(offset).filter(|at| at + (PREFIX_LEN as u64) <= end) {
-            match self.chunk_header(key, phys, at, end).await {
-                Ok((prefix, header)) => return Ok((at, prefix, header)),
-                Err(error) => missing = missing.or(Some(error)),
-            }
-        }
-        Err(missing.expect("the caller looks before the end only"))
-    }
-
-    async fn chunk_header(
-        &self,
-        key: &SegmentKey,
-        phys: u64,
-        at: u64,
-        end: u64,
-    ) -> Result<(ChunkPrefix, ChunkHeader), VolumeError> {
-        let damaged = |source| VolumeError::damaged("chunk", phys + at, source);
-        let guess = HEADER_GUESS.min(usize::try_from(end - at).expect("segments are at most 64 MiB"));
-        let mut bytes = read_store(&*self.store, phys + at, guess).await?;
-        let prefix = bytes.first_chunk::<PREFIX_LEN>().expect("a guess is longer than a prefix");
-        let prefix = ChunkPrefix::decode(prefix, self.align(), end - at).map_err(damaged)?;
-        let records_offset = prefix.layout(self.align()).records_offset;
-        if bytes.len() < records_offset {
-            bytes = read_store(&*self.store, phys + at, records_offset).await?;
-        }
-        let (header, _) = ChunkHeader::open(&prefix, key, at, &bytes).map_err(damaged)?;
-        Ok((prefix, header))
     }
 
     /// The parts of `run` that the index still finds there.

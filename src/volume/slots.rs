@@ -26,8 +26,9 @@ pub(super) struct Slots {
     available: VecDeque<Unused>,
     /// Slots that the next root reserves in addition.
     reserving: VecDeque<Unused>,
-    /// A slot that the store is being told to drop: nobody's until it has been.
-    dropping: Option<u64>,
+    /// Slots that the store is being told to drop: nobody's until it has been. Where that was given up half-way
+    /// it may still come to effect, so the slot stays here until the volume is opened again.
+    dropping: Vec<u64>,
     next_search: usize,
 }
 
@@ -46,7 +47,7 @@ impl Slots {
             with_room: VecDeque::new(),
             available: VecDeque::new(),
             reserving: VecDeque::new(),
-            dropping: None,
+            dropping: Vec::new(),
             next_search: 0,
         }
     }
@@ -71,8 +72,10 @@ impl Slots {
 
     /// Number of slots that the log may use right now.
     pub(super) fn available(&self) -> usize {
-        let is_dropped = self.available.iter().any(|unused| self.dropping == Some(unused.slot));
-        self.available.len() - usize::from(self.dropping.is_some() && is_dropped)
+        if self.dropping.is_empty() {
+            return self.available.len();
+        }
+        self.available.iter().filter(|unused| self.is_usable(unused)).count()
     }
 
     /// Takes a certain slot.
@@ -90,7 +93,7 @@ impl Slots {
 
     /// Takes a slot that the last durable root reserved.
     pub(super) fn take_available(&mut self) -> Option<u64> {
-        let at = self.available.iter().position(|unused| self.dropping != Some(unused.slot))?;
+        let at = self.available.iter().position(|unused| self.is_usable(unused))?;
         self.available.remove(at).map(|unused| unused.slot)
     }
 
@@ -100,9 +103,13 @@ impl Slots {
             return Some(unused.slot);
         }
         self.take_available().or_else(|| {
-            let at = self.reserving.iter().rposition(|unused| self.dropping != Some(unused.slot))?;
+            let at = self.reserving.iter().rposition(|unused| self.is_usable(unused))?;
             self.reserving.remove(at).map(|unused| unused.slot)
         })
+    }
+
+    fn is_usable(&self, unused: &Unused) -> bool {
+        !self.dropping.contains(&unused.slot)
     }
 
     /// One that has room, if there is one, and of these the one that was used last.
@@ -157,29 +164,28 @@ impl Slots {
 
     /// The slot that has had room for longest without being used, if that is for `idle` at least, for the store to drop
     /// what it holds. It is used by nobody until [`dropped`](Self::dropped).
-    ///
-    /// # Panics
-    /// When another one is being dropped.
     pub(super) fn begin_drop(&mut self, idle: Duration) -> Option<u64> {
-        assert!(self.dropping.is_none(), "one at a time");
         let is_idle = |unused: &Unused| unused.room.is_some_and(|since| since.elapsed() >= idle);
-        if let Some(unused) = self.with_room.pop_front_if(|unused| is_idle(unused)) {
-            self.mark_taken(unused.slot);
-            self.dropping = Some(unused.slot);
-        } else {
-            // It stays reserved: roots that are written meanwhile name it, too.
-            let mut reserved = self.available.iter_mut().chain(&mut self.reserving);
-            self.dropping = reserved.find(|unused| is_idle(unused)).map(|unused| {
+        let slot = match self.with_room.pop_front_if(|unused| is_idle(unused)) {
+            Some(unused) => {
+                self.mark_taken(unused.slot);
+                unused.slot
+            }
+            None => {
+                // It stays reserved: roots that are written meanwhile name it, too.
+                let mut reserved = self.available.iter_mut().chain(&mut self.reserving);
+                let unused = reserved.find(|unused| is_idle(unused))?;
                 unused.room = None;
                 unused.slot
-            });
-        }
-        self.dropping
+            }
+        };
+        self.dropping.push(slot);
+        Some(slot)
     }
 
     /// The store was told to drop what `slot` held.
     pub(super) fn dropped(&mut self, slot: u64) {
-        self.dropping = None;
+        self.dropping.retain(|other| *other != slot);
         if !self.available.iter().chain(&self.reserving).any(|unused| unused.slot == slot) {
             self.release_without_room(slot);
         }
@@ -239,5 +245,24 @@ mod tests {
         slots.dropped(7);
         assert_eq!((slots.unused(), slots.take_available()), (5, Some(7)));
         assert_eq!(slots.begin_drop(Duration::ZERO), None);
+    }
+
+    /// A command to compact that went away in the middle of it once kept every later one from giving anything back.
+    #[tokio::test]
+    async fn a_drop_that_was_given_up_half_way_keeps_its_slot_from_use_and_no_other() {
+        let mut slots = Slots::new(4);
+        while slots.take_any().is_some() {}
+        (0..4).for_each(|slot| slots.release(slot));
+        assert_eq!(slots.reserve(2), [3, 2]);
+        slots.use_reserving();
+        let given_up = [
+            slots.begin_drop(Duration::ZERO),
+            slots.begin_drop(Duration::ZERO),
+            slots.begin_drop(Duration::ZERO),
+        ];
+        assert_eq!(given_up, [Some(0), Some(1), Some(3)]);
+        let next = slots.begin_drop(Duration::ZERO).unwrap();
+        slots.dropped(next);
+        assert_eq!((slots.available(), slots.take_any(), slots.take_any()), (1, Some(2), None));
     }
 }

@@ -84,9 +84,11 @@ impl Core {
         table.slots().available() > 0 && table.slots().unused() > kept
     }
 
-    /// Lets the store drop what slots hold that have been in no use for `idle`. One at a time, which nobody uses before
-    /// that is done: the store could drop what somebody else has written there by then. Whoever calls this holds the
-    /// reclaimer.
+    /// Lets the store drop what slots hold that have been in no use for `idle`. Nobody uses one before that is done: the
+    /// store could drop what somebody else has written there by then.
+    ///
+    /// # Cancel safety
+    /// When dropped half-way one slot is not used any more before the volume is opened again.
     pub(super) async fn drop_idle(&self, idle: Duration) {
         loop {
             let Some(slot) = self.segments.table_mut().slots_mut().begin_drop(idle) else { return };
