@@ -2,7 +2,6 @@
 //! share is live (docs/FORMAT.md §11). The moving is that of `reclaim`, the freeing that of any root.
 
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use super::queue::Health;
 use super::reclaim::Step;
@@ -89,7 +88,7 @@ impl Volume {
         for _ in 0..LAST_ROOTS {
             core.root_again().await?;
         }
-        core.drop_idle(Duration::ZERO).await;
+        core.drop_unused().await;
         let after = core.density();
         drop(reclaimer);
         Ok(Compacted { before, after, reached: after.percent() >= percent })

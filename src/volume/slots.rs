@@ -4,6 +4,7 @@
 //! them back and taking others costs it a transaction each time.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -28,7 +29,7 @@ pub(super) struct Slots {
     reserving: VecDeque<Unused>,
     /// Slots that the store is being told to drop: nobody's until it has been. Where that was given up half-way
     /// it may still come to effect, so the slot stays here until the volume is opened again.
-    dropping: Vec<u64>,
+    dropping: Vec<Range<u64>>,
     next_search: usize,
 }
 
@@ -109,7 +110,7 @@ impl Slots {
     }
 
     fn is_usable(&self, unused: &Unused) -> bool {
-        !self.dropping.contains(&unused.slot)
+        !self.dropping.iter().any(|slots| slots.contains(&unused.slot))
     }
 
     /// One that has room, if there is one, and of these the one that was used last.
@@ -162,32 +163,57 @@ impl Slots {
         self.available.append(&mut self.reserving);
     }
 
-    /// The slot that has had room for longest without being used, if that is for `idle` at least, for the store to drop
-    /// what it holds. It is used by nobody until [`dropped`](Self::dropped).
-    pub(super) fn begin_drop(&mut self, idle: Duration) -> Option<u64> {
+    /// The slot that has had room for longest without being used, if that is for `idle` at least, and those behind it that
+    /// were freed after it, `count_max` in all: for the store to drop what they hold. They are used by nobody
+    /// until [`dropped`](Self::dropped).
+    pub(super) fn begin_drop(&mut self, idle: Duration, count_max: u64) -> Option<Range<u64>> {
         let is_idle = |unused: &Unused| unused.room.is_some_and(|since| since.elapsed() >= idle);
-        let slot = match self.with_room.pop_front_if(|unused| is_idle(unused)) {
-            Some(unused) => {
-                self.mark_taken(unused.slot);
-                unused.slot
+        let mut slots: Option<Range<u64>> = None;
+        while let Some(unused) = self.with_room.front().filter(|unused| is_idle(unused)) {
+            let slots = slots.get_or_insert(unused.slot..unused.slot);
+            if unused.slot != slots.end || slots.end - slots.start == count_max {
+                break;
             }
-            None => {
-                // It stays reserved: roots that are written meanwhile name it, too.
-                let mut reserved = self.available.iter_mut().chain(&mut self.reserving);
-                let unused = reserved.find(|unused| is_idle(unused))?;
-                unused.room = None;
-                unused.slot
-            }
-        };
-        self.dropping.push(slot);
-        Some(slot)
+            slots.end += 1;
+            let slot = unused.slot;
+            self.with_room.pop_front();
+            self.mark_taken(slot);
+        }
+        if slots.is_none() {
+            // It stays reserved: roots that are written meanwhile name it, too.
+            let mut reserved = self.available.iter_mut().chain(&mut self.reserving);
+            let unused = reserved.find(|unused| is_idle(unused))?;
+            unused.room = None;
+            slots = Some(unused.slot..unused.slot + 1);
+        }
+        self.dropping.extend(slots.clone());
+        slots
     }
 
-    /// The store was told to drop what `slot` held.
-    pub(super) fn dropped(&mut self, slot: u64) {
-        self.dropping.retain(|other| *other != slot);
-        if !self.available.iter().chain(&self.reserving).any(|unused| unused.slot == slot) {
-            self.release_without_room(slot);
+    /// The same of free slots from `from` on, `count_max` in all, whatever is known of them.
+    pub(super) fn begin_drop_from(&mut self, from: u64, count_max: u64) -> Option<Range<u64>> {
+        let free = |slot: &u64| self.taken.get(index(*slot)) == Some(&false);
+        let first = (from..self.taken.len() as u64).find(free)?;
+        let slots = first..(first..first + count_max).take_while(free).last()? + 1;
+        slots.clone().for_each(|slot| self.mark_taken(slot));
+        self.with_room.retain(|unused| !slots.contains(&unused.slot));
+        self.dropping.push(slots.clone());
+        Some(slots)
+    }
+
+    /// Takes all that is reserved for slots with room: an earlier session may have used them.
+    pub(super) fn assume_room(&mut self) {
+        let reserved = self.available.iter_mut().chain(&mut self.reserving);
+        reserved.for_each(|unused| unused.room = unused.room.or_else(|| Some(Instant::now())));
+    }
+
+    /// The store was told to drop what `slots` held.
+    pub(super) fn dropped(&mut self, slots: &Range<u64>) {
+        self.dropping.retain(|other| other != slots);
+        for slot in slots.clone() {
+            if !self.available.iter().chain(&self.reserving).any(|unused| unused.slot == slot) {
+                self.release_without_room(slot);
+            }
         }
     }
 }
@@ -200,6 +226,14 @@ fn index(slot: u64) -> usize {
 mod tests {
     use super::*;
 
+    /// All of `count` slots, used and freed again in this order.
+    fn used(count: u64, freed: &[u64]) -> Slots {
+        let mut slots = Slots::new(count);
+        while slots.take_any().is_some() {}
+        freed.iter().for_each(|slot| slots.release(*slot));
+        slots
+    }
+
     #[tokio::test(start_paused = true)]
     async fn freed_slots_are_used_first_and_dropped_when_idle() {
         let mut slots = Slots::new(6);
@@ -210,59 +244,69 @@ mod tests {
         }
         assert_eq!((slots.free(), slots.take_any()), (4, Some(3)), "the one that was freed last");
         slots.release(3);
-        assert_eq!(slots.begin_drop(IDLE), Some(1));
+        assert_eq!(slots.begin_drop(IDLE, 9), Some(1..2));
         assert_eq!(slots.free(), 3, "nobody's while the store drops it");
-        slots.dropped(1);
-        assert_eq!(slots.begin_drop(IDLE), None);
+        slots.dropped(&(1..2));
+        assert_eq!(slots.begin_drop(IDLE, 9), None);
         assert_eq!((slots.take(3), slots.take(3)), (Ok(()), Err(())));
-        assert_eq!(slots.begin_drop(Duration::ZERO), None);
+        assert_eq!(slots.begin_drop(Duration::ZERO, 9), None);
         slots.grow(7);
         let rest: Vec<u64> = std::iter::from_fn(|| slots.take_any()).collect();
         assert_eq!(rest, [4, 5, 6, 1]);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn neighbours_are_dropped_together() {
+        let mut slots = used(9, &[3, 4, 5, 6, 8]);
+        tokio::time::advance(IDLE).await;
+        let mut dropped = Vec::new();
+        while let Some(slots_now) = slots.begin_drop(IDLE, 3) {
+            slots.dropped(&slots_now);
+            dropped.push(slots_now);
+        }
+        assert_eq!((dropped, slots.free()), (vec![3..6, 6..7, 8..9], 5));
+        // Whatever is known of them, in order of address.
+        let mut dropped = Vec::new();
+        while let Some(slots_now) =
+            slots.begin_drop_from(dropped.last().map_or(0, |last: &Range<u64>| last.end), 3)
+        {
+            slots.dropped(&slots_now);
+            dropped.push(slots_now);
+        }
+        assert_eq!((dropped, slots.free()), (vec![3..6, 6..7, 8..9], 5));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_reserved_slot_is_dropped_and_stays_reserved() {
-        let mut slots = Slots::new(8);
-        while slots.take_any().is_some() {}
-        (2..8).for_each(|slot| slots.release(slot));
+        let mut slots = used(8, &[2, 3, 4, 5, 6, 7]);
         assert_eq!(slots.reserve(2), [7, 6]);
         assert_eq!(slots.available(), 0, "not before a root names them");
         slots.use_reserving();
         tokio::time::advance(IDLE).await;
-        let idle: Vec<u64> = (0..4)
-            .map(|_| {
-                let slot = slots.begin_drop(IDLE).unwrap();
-                slots.dropped(slot);
-                slot
-            })
-            .collect();
-        assert_eq!(idle, [2, 3, 4, 5], "those that are free come first");
-        assert_eq!(slots.begin_drop(IDLE), Some(7));
+        assert_eq!(slots.begin_drop(IDLE, 9), Some(2..6), "those that are free come first");
+        slots.dropped(&(2..6));
+        assert_eq!(slots.begin_drop(IDLE, 9), Some(7..8));
         assert_eq!((slots.available(), slots.unused(), slots.reserve(2)), (1, 6, vec![7, 6]));
         assert_eq!(slots.take_available(), Some(6));
         assert_eq!(slots.take_available(), None, "it is being dropped");
-        slots.dropped(7);
+        slots.dropped(&(7..8));
+        assert_eq!(slots.begin_drop(Duration::ZERO, 9), None);
+        slots.assume_room();
+        assert_eq!(slots.begin_drop(Duration::ZERO, 9), Some(7..8));
+        slots.dropped(&(7..8));
         assert_eq!((slots.unused(), slots.take_available()), (5, Some(7)));
-        assert_eq!(slots.begin_drop(Duration::ZERO), None);
     }
 
     /// A command to compact that went away in the middle of it once kept every later one from giving anything back.
     #[tokio::test]
-    async fn a_drop_that_was_given_up_half_way_keeps_its_slot_from_use_and_no_other() {
-        let mut slots = Slots::new(4);
-        while slots.take_any().is_some() {}
-        (0..4).for_each(|slot| slots.release(slot));
-        assert_eq!(slots.reserve(2), [3, 2]);
+    async fn a_drop_that_was_given_up_half_way_keeps_its_slots_from_use_and_no_others() {
+        let mut slots = used(6, &[0, 1, 3, 4, 5]);
+        assert_eq!(slots.reserve(2), [5, 4]);
         slots.use_reserving();
-        let given_up = [
-            slots.begin_drop(Duration::ZERO),
-            slots.begin_drop(Duration::ZERO),
-            slots.begin_drop(Duration::ZERO),
-        ];
-        assert_eq!(given_up, [Some(0), Some(1), Some(3)]);
-        let next = slots.begin_drop(Duration::ZERO).unwrap();
-        slots.dropped(next);
-        assert_eq!((slots.available(), slots.take_any(), slots.take_any()), (1, Some(2), None));
+        let mut begin = || slots.begin_drop(Duration::ZERO, 9);
+        assert_eq!([begin(), begin(), begin()], [Some(0..2), Some(3..4), Some(5..6)]);
+        let next = begin().unwrap();
+        slots.dropped(&next);
+        assert_eq!((slots.available(), slots.take_any(), slots.take_any()), (1, Some(4), None));
     }
 }

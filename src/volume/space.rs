@@ -4,6 +4,7 @@
 //! batch of moves that is under way still needs: they are slowed to the pace at which room is made, and
 //! the last slots are for checkpoints, without which nothing is ever freed. TRIM is held up by neither.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use crate::geometry::SECTOR_BYTES;
 
 /// Bytes of a dense leaf on the store.
 const LEAF_BYTES: u64 = 4 << 10;
+/// Most slots that the store is told to drop at once: 4 GiB.
+const DROPPED_AT_ONCE: u64 = 512;
 /// Checkpoints whose pages must find room before the first of them frees anything.
 const CHECKPOINTS_AHEAD: u64 = 2;
 
@@ -84,19 +87,53 @@ impl Core {
         table.slots().available() > 0 && table.slots().unused() > kept
     }
 
-    /// Lets the store drop what slots hold that have been in no use for `idle`. Nobody uses one before that is done: the
-    /// store could drop what somebody else has written there by then.
+    /// Lets the store drop what slots hold that have been in no use for `idle`.
     ///
     /// # Cancel safety
-    /// When dropped half-way one slot is not used any more before the volume is opened again.
+    /// When dropped half-way some slots are not used any more before the volume is opened again.
     pub(super) async fn drop_idle(&self, idle: Duration) {
         loop {
-            let Some(slot) = self.segments.table_mut().slots_mut().begin_drop(idle) else { return };
-            let header = self.header();
-            // A hint; the slot is free whether or not the store takes it back.
-            let _ = self.store.discard(header.slot_offset(slot), u64::from(header.segment_bytes)).await;
-            self.segments.table_mut().slots_mut().dropped(slot);
+            let count_max = self.slots_to_drop();
+            let begun = self.segments.table_mut().slots_mut().begin_drop(idle, count_max);
+            let Some(slots) = begun else { return };
+            self.drop_slots(slots).await;
         }
+    }
+
+    /// The same of all that is in no use, whichever session used it.
+    ///
+    /// # Cancel safety
+    /// As [`drop_idle`](Self::drop_idle).
+    pub(super) async fn drop_unused(&self) {
+        let mut from = 0;
+        loop {
+            let count_max = self.slots_to_drop();
+            let begun = self.segments.table_mut().slots_mut().begin_drop_from(from, count_max);
+            let Some(slots) = begun else { break };
+            from = slots.end;
+            self.drop_slots(slots).await;
+        }
+        self.segments.table_mut().slots_mut().assume_room();
+        self.drop_idle(Duration::ZERO).await;
+    }
+
+    /// How many slots may be out of use for the moment without others running short of them.
+    fn slots_to_drop(&self) -> u64 {
+        self.segments
+            .table()
+            .slots()
+            .unused()
+            .saturating_sub(2 * self.room.reclaim_mark())
+            .clamp(1, DROPPED_AT_ONCE)
+    }
+
+    /// Nobody uses them before this is done: the store could drop what somebody else has written there by then.
+    async fn drop_slots(&self, slots: Range<u64>) {
+        let header = self.header();
+        let len = (slots.end - slots.start) * u64::from(header.segment_bytes);
+        // A hint; slots are free whether or not the store takes them back.
+        let _ = self.store.discard(header.slot_offset(slots.start), len).await;
+        self.segments.table_mut().slots_mut().dropped(&slots);
     }
 
     /// Slots that a batch of moves may fill now, at least one.

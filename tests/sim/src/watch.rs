@@ -161,12 +161,12 @@ impl Watch {
         }
     }
 
-    /// A session gives a slot back.
-    pub(crate) fn discard(&mut self, session: u32, offset: u64) {
+    /// A session gives slots back.
+    pub(crate) fn discard(&mut self, session: u32, offset: u64, len: u64) {
         let Some((header, _)) = &self.volume else { return };
-        if let Some(slot) = header.slot_at(offset) {
-            self.is_free(session, slot, None, "given back");
-        }
+        let places = (offset..offset + len).step_by(header.segment_bytes as usize);
+        let slots: Vec<u64> = places.filter_map(|place| header.slot_at(place)).collect();
+        slots.into_iter().for_each(|slot| self.is_free(session, slot, None, "given back"));
     }
 
     fn is_free(&mut self, session: u32, slot: u64, uid: Option<[u8; 16]>, what: &str) {

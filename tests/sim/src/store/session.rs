@@ -169,7 +169,7 @@ impl Session {
         {
             let mut state = self.arrive()?;
             state.trace.note(&[4, offset, len]);
-            state.watch_discard(self.number, offset);
+            state.watch_discard(self.number, offset, len);
             state.count_change();
         }
         self.pass().await?;
@@ -212,8 +212,8 @@ impl State {
         watch.write(session, offset, bytes, now);
     }
 
-    fn watch_discard(&mut self, session: u32, offset: u64) {
-        self.watch.discard(session, offset);
+    fn watch_discard(&mut self, session: u32, offset: u64, len: u64) {
+        self.watch.discard(session, offset, len);
     }
 }
 
