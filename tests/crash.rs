@@ -417,6 +417,7 @@ fn what_the_last_root_freed_is_not_written_over_before_the_next_one_is_durable()
             let trim = Step::Trim { offset: 0, len: SIZE, durable: false };
             history::apply(&volume, SIZE, &trim).await.unwrap();
             volume.checkpoint().await.unwrap();
+            // Virtual time: nothing waits.
             tokio::time::pause();
             tokio::time::sleep(std::time::Duration::from_secs(60)).await;
         });

@@ -297,7 +297,7 @@ mod tests {
         assert_eq!((slots.unused(), slots.take_available()), (5, Some(7)));
     }
 
-    /// A command to compact that went away in the middle of it once kept every later one from giving anything back.
+    /// Once a panic of whoever dropped slots next: a simulated client was gone in the middle of compacting, its volume was not.
     #[tokio::test]
     async fn a_drop_that_was_given_up_half_way_keeps_its_slots_from_use_and_no_others() {
         let mut slots = used(6, &[0, 1, 3, 4, 5]);
