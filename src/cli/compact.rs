@@ -194,7 +194,7 @@ fn prose(report: &Report) -> String {
     );
     let (count, bytes) = (report.segments_given_back, show_size(report.bytes_given_back));
     text.push_str(&match count {
-        0 => "no segment was given back to the store\n".to_owned(),
+        0 => "no segment became free; the store was told to drop what unused ones had left\n".to_owned(),
         1 => format!("1 segment ({bytes}) was given back to the store\n"),
         _ => format!("{count} segments ({bytes}) were given back to the store\n"),
     });
