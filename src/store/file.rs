@@ -256,7 +256,10 @@ impl SlotStore for FileStore {
     fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
         Box::pin(async move {
             self.capability().check_read(offset, len)?;
-            self.off_thread(move |inner| inner.read(offset, len)).await
+            // Taken here: the C library's allocator keeps what was freed for each thread by itself, and those for
+            // blocking calls are many.
+            let bytes = Vec::with_capacity(if self.inner.direct.is_some() { 0 } else { len });
+            self.off_thread(move |inner| inner.read(offset, len, bytes)).await
         })
     }
 
@@ -314,11 +317,12 @@ impl SlotStore for FileStore {
 }
 
 impl Inner {
-    fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+    /// Reads `len` bytes into the memory of `bytes`, which is empty.
+    fn read(&self, offset: u64, len: usize, mut bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
         if let Some(direct) = self.direct {
             return direct.read(&self.file, offset, len);
         }
-        let mut bytes = Vec::with_capacity(len);
+        bytes.reserve_exact(len);
         while bytes.len() < len {
             let at = offset + bytes.len() as u64;
             // The capacity may be larger than asked for; what comes too much is cut off below.
