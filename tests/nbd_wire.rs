@@ -8,6 +8,9 @@ mod handshake;
 #[path = "common/nbd_client.rs"]
 #[allow(dead_code, reason = "shared with other tests, each uses a part")]
 mod nbd_client;
+#[path = "common/programs.rs"]
+#[allow(dead_code, clippy::print_stderr, reason = "shared with other tests, each uses a part")]
+mod programs;
 #[path = "nbd_wire/stopping.rs"]
 mod stopping;
 #[path = "nbd_wire/transmission.rs"]

@@ -258,7 +258,7 @@ impl SlotStore for FileStore {
             self.capability().check_read(offset, len)?;
             // Taken here: the C library's allocator keeps what was freed for each thread by itself, and those for
             // blocking calls are many.
-            let bytes = Vec::with_capacity(if self.inner.direct.is_some() { 0 } else { len });
+            let bytes = Vec::with_capacity(len);
             self.off_thread(move |inner| inner.read(offset, len, bytes)).await
         })
     }
@@ -317,12 +317,11 @@ impl SlotStore for FileStore {
 }
 
 impl Inner {
-    /// Reads `len` bytes into the memory of `bytes`, which is empty.
+    /// Reads `len` bytes into `bytes`, which is empty and has room for them.
     fn read(&self, offset: u64, len: usize, mut bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
         if let Some(direct) = self.direct {
-            return direct.read(&self.file, offset, len);
+            return direct.read(&self.file, offset, len, bytes);
         }
-        bytes.reserve_exact(len);
         while bytes.len() < len {
             let at = offset + bytes.len() as u64;
             // The capacity may be larger than asked for; what comes too much is cut off below.

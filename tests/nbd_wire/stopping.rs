@@ -7,7 +7,8 @@ use sealbd::wire::Errno;
 use sealbd::wire::option::{OptionKind, OptionReplyKind};
 use sealbd::wire::transmission::{Command, CommandFlags};
 
-use crate::nbd_client::{RawClient, STYLES, Style, TestServer, assemble, info_query};
+use crate::nbd_client::{PATIENCE, RawClient, STYLES, Style, TestServer, assemble, info_query};
+use crate::programs::wait_for;
 use crate::{GATED_FROM, Staged, pattern, staged};
 
 const NONE: CommandFlags = CommandFlags::NONE;
@@ -157,7 +158,7 @@ fn requests_that_come_while_the_server_stops_are_told_so() {
         export.wait_until_waiting(1);
         server.begin_stop();
         // What was sent before the server noticed may still be served; soon nothing is.
-        let deadline = Instant::now() + crate::nbd_client::PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         while client.errno(NONE, Command::TRIM, 0, 4096) != Errno::ESHUTDOWN {
             assert!(Instant::now() < deadline, "the server goes on serving");
         }
@@ -194,9 +195,7 @@ fn options_are_answered_with_err_shutdown_while_the_server_stops() {
     let mut aborting = server.client();
     server.begin_stop();
     // The socket goes when stopping has begun. Asking until then may be a flood of options, which is cut off.
-    while server.path().exists() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_for("the socket to go", PATIENCE, || (!server.path().exists()).then_some(()));
     assert_eq!(client.verdict(OptionKind::INFO, &info_query("disk", &[])), OptionReplyKind::ERR_SHUTDOWN);
     assert_eq!(aborting.verdict(OptionKind::ABORT, &[]), OptionReplyKind::ACK);
     by_name.option(OptionKind::EXPORT_NAME, b"disk");

@@ -42,7 +42,13 @@ impl Direct {
     ///
     /// # Errors
     /// [`StoreError::ShortRead`] where the file ends before, the operating system's.
-    pub(super) fn read(self, file: &File, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
+    pub(super) fn read(
+        self,
+        file: &File,
+        offset: u64,
+        len: usize,
+        mut bytes: Vec<u8>,
+    ) -> Result<Vec<u8>, StoreError> {
         let unit = u64::from(self.unit);
         let before = index(offset % unit);
         let whole = (before + len).next_multiple_of(index(unit));
@@ -64,7 +70,8 @@ impl Direct {
         if got < before + len {
             return Err(StoreError::ShortRead { offset, wanted: len, got: got.saturating_sub(before) });
         }
-        Ok(memory[before..before + len].to_vec())
+        bytes.extend_from_slice(&memory[before..before + len]);
+        Ok(bytes)
     }
 }
 

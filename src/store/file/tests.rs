@@ -51,7 +51,7 @@ fn an_existing_file_is_replaced_only_when_told_and_not_in_use() {
     drop(store);
     let store = FileStore::create(&path, 2 * SIZE, Existing::Replace).unwrap();
     assert_eq!(store.capability().size, 2 * SIZE);
-    assert_eq!(store.inner.read(0, 4096, Vec::new()).unwrap(), [0; 4096]);
+    assert_eq!(store.inner.read(0, 4096, Vec::with_capacity(4096)).unwrap(), [0; 4096]);
 }
 
 #[test]
