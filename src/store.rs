@@ -224,6 +224,12 @@ pub trait SlotStore: Send + Sync + 'static {
         persist: Persist,
     ) -> BoxFuture<'_, Result<(), StoreError>>;
 
+    /// [`sync`](Self::sync)s on the caller's thread, if that is likely to be over soon: in about a millisecond.
+    /// `None` means "use [`sync`](Self::sync)"; it is never an error.
+    fn try_sync(&self) -> Option<Result<(), StoreError>> {
+        None
+    }
+
     /// Makes every returned write durable.
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 

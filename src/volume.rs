@@ -60,7 +60,7 @@ mod wipe;
 mod write;
 mod written;
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use lock_order::{Ordered, Rank};
@@ -107,6 +107,8 @@ struct Core {
     moves: Mutex<cold::Moves>,
     room: space::Room,
     flusher: tokio::sync::Mutex<()>,
+    /// Whether a client has read since the last store flush.
+    read_lately: AtomicBool,
     /// Wakes the background task.
     wake: Arc<Notify>,
     /// Told whenever a chunk completes.

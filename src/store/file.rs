@@ -7,13 +7,15 @@
 //! could not write as clean, so a second `fdatasync` would succeed without having written anything.
 
 mod direct;
+mod pace;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -22,6 +24,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use self::direct::{Aligned, Direct};
+use self::pace::Pace;
 use super::{Access, BoxFuture, Capability, Persist, SlotStore, StoreError, whole_blocks};
 
 /// Longest single read or write in bytes: one segment of the default size.
@@ -80,6 +83,7 @@ struct Inner {
     /// Why a sync failed, once one has; it stays. Held while a sync runs: the kernel reports a
     /// failure to one caller only, and a second one must not pass in between.
     sync_failed: Mutex<Option<String>>,
+    pace: Pace,
 }
 
 impl FileStore {
@@ -197,6 +201,7 @@ impl FileStore {
             punches: AtomicBool::new(punches),
             reads_without_waiting: AtomicBool::new(direct.is_none()),
             sync_failed: Mutex::new(None),
+            pace: Pace::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -289,6 +294,10 @@ impl SlotStore for FileStore {
         })
     }
 
+    fn try_sync(&self) -> Option<Result<(), StoreError>> {
+        self.inner.try_sync()
+    }
+
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.off_thread(Inner::sync))
     }
@@ -336,6 +345,7 @@ impl Inner {
     }
 
     fn write(&self, offset: u64, parts: &[Bytes]) -> Result<(), StoreError> {
+        self.pace.wrote(parts.iter().map(Bytes::len).sum());
         if self.direct.is_some() {
             return self.write_slices(offset, &mut [IoSlice::new(&Aligned::copy_of(parts))]);
         }
@@ -366,8 +376,23 @@ impl Inner {
         Ok(())
     }
 
+    fn try_sync(&self) -> Option<Result<(), StoreError>> {
+        if !self.pace.is_short() {
+            return None;
+        }
+        match self.sync_failed.try_lock() {
+            Ok(failed) => Some(self.sync_unless(failed)),
+            Err(TryLockError::Poisoned(failed)) => Some(self.sync_unless(failed.into_inner())),
+            // One is under way.
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
-        let mut failed = self.sync_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sync_unless(self.sync_failed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn sync_unless(&self, mut failed: MutexGuard<'_, Option<String>>) -> Result<(), StoreError> {
         if failed.is_none() {
             *failed = self.sync_once().err();
         }
@@ -378,10 +403,16 @@ impl Inner {
     }
 
     fn sync_once(&self) -> Result<(), String> {
+        let (bytes, since) = (self.pace.begin(), Instant::now());
         rustix::fs::fdatasync(&self.file)
             .map_err(|errno| format!("fdatasync: {}", io::Error::from(errno)))?;
+        self.pace.end(bytes, since.elapsed());
         if self.regular {
-            let size = self.file.metadata().map_err(|cause| format!("look at the file: {cause}"))?.size();
+            // Not from the file's status: whoever asks for that makes the kernel give the next write a time of its own,
+            // and some file systems write that out with the next sync.
+            let size = (&self.file)
+                .seek(SeekFrom::End(0))
+                .map_err(|cause| format!("look at the end of the file: {cause}"))?;
             let opened = self.size.load(Ordering::Relaxed);
             if size < opened {
                 let name = self.path.display();

@@ -458,6 +458,10 @@ impl SlotStore for MemoryStore {
         Box::pin(async move { self.write(offset, &parts, persist) })
     }
 
+    fn try_sync(&self) -> Option<Result<(), StoreError>> {
+        Some(self.sync_now())
+    }
+
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move { self.sync_now() })
     }

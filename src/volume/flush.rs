@@ -1,6 +1,7 @@
 //! Making answered writes durable (docs/FORMAT.md §8.5).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Core;
 use super::error::store_to_export;
@@ -96,7 +97,12 @@ impl Core {
 
     /// Flushes the store; a failure stops the volume.
     pub(super) async fn sync_store(&self) -> Result<(), StoreError> {
-        let result = self.store.sync().await;
+        // Whoever reads besides does not wait for the disk.
+        let alone = !self.read_lately.swap(false, Ordering::Relaxed);
+        let result = match alone.then(|| self.store.try_sync()).flatten() {
+            Some(result) => result,
+            None => self.store.sync().await,
+        };
         if let Err(error) = &result {
             self.stop(store_to_export(error));
         }

@@ -26,6 +26,10 @@ impl Core {
     /// Reads `range` into `buf` and tells which parts of it are holes or zeros.
     pub(super) async fn read(&self, range: ByteRange, buf: &mut [u8]) -> Result<Vec<ByteRange>, ExportError> {
         self.check_end(range)?;
+        // Looked at first: most find it set, and many threads share what it is in.
+        if !self.read_lately.load(Ordering::Relaxed) {
+            self.read_lately.store(true, Ordering::Relaxed);
+        }
         let mut zeros = Vec::new();
         let mut turn = Turn::new(&self.turns, range.len());
         let (newer, tree, _guard) = self.resolve(range.covering_sectors());

@@ -2,7 +2,7 @@
 //! of this session.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::sync::Notify;
@@ -241,6 +241,7 @@ impl Core {
             moves: Mutex::default(),
             room: Room::new(header.slots, header.export_bytes, header.segment_bytes.into()),
             flusher: tokio::sync::Mutex::new(()),
+            read_lately: AtomicBool::new(false),
             wake: Arc::new(Notify::new()),
             progress: Notify::new(),
             turns: turns(),

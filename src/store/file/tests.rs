@@ -1,6 +1,7 @@
 //! Tests of the store in a file.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use super::*;
 
@@ -85,6 +86,21 @@ async fn a_file_cut_short_while_open_gives_no_zeros_and_fails_the_sync() {
     assert!(matches!(&failed, Err(StoreError::SyncFailed(cause)) if cause.contains("6000")), "{failed:?}");
     OpenOptions::new().write(true).open(&path).unwrap().set_len(SIZE).unwrap();
     assert!(matches!(store.sync().await, Err(StoreError::SyncFailed(_))), "a failed sync is final");
+    store.inner.pace.end(0, Duration::ZERO);
+    let here = store.try_sync();
+    assert!(matches!(here, Some(Err(StoreError::SyncFailed(_)))), "whoever does it: {here:?}");
+}
+
+/// The kernel tells a failure to one caller only.
+#[tokio::test]
+async fn a_sync_on_the_callers_thread_does_not_pass_by_one_under_way() {
+    let (_directory, _path, store) = new_store();
+    assert!(store.try_sync().is_none(), "nothing is known yet of how long it takes");
+    store.inner.pace.end(0, Duration::ZERO);
+    let under_way = store.inner.sync_failed.lock().unwrap();
+    assert!(store.try_sync().is_none());
+    drop(under_way);
+    assert!(matches!(store.try_sync(), Some(Ok(()))));
 }
 
 #[tokio::test]

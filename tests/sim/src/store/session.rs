@@ -123,18 +123,24 @@ impl Session {
     }
 
     async fn sync_now(&self) -> Result<(), StoreError> {
-        let up_to = {
-            let now = self.medium.elapsed_ms();
-            let mut state = self.arrive()?;
-            state.counts.syncs += 1;
-            state.trace.note(&[3, now]);
-            state.count_change();
-            // Exactly what has landed when it begins.
-            let up_to = state.next_number;
-            state.next_number += 1;
-            up_to
-        };
+        let up_to = self.begin_sync()?;
         self.pass().await?;
+        self.end_sync(up_to)
+    }
+
+    /// Returns what it makes durable: exactly what has landed when it begins.
+    fn begin_sync(&self) -> Result<u64, StoreError> {
+        let now = self.medium.elapsed_ms();
+        let mut state = self.arrive()?;
+        state.counts.syncs += 1;
+        state.trace.note(&[3, now]);
+        state.count_change();
+        let up_to = state.next_number;
+        state.next_number += 1;
+        Ok(up_to)
+    }
+
+    fn end_sync(&self, up_to: u64) -> Result<(), StoreError> {
         let mut state = self.arrive()?;
         if state.sync_failed {
             return Err(StoreError::SyncFailed("an earlier one failed".into()));
@@ -258,6 +264,12 @@ impl SlotStore for Session {
         persist: Persist,
     ) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.write(offset, parts, persist))
+    }
+
+    fn try_sync(&self) -> Option<Result<(), StoreError>> {
+        // As a disk that is short of work, or is not.
+        let short = self.medium.state().dice.one_in(2);
+        short.then(|| self.begin_sync().and_then(|up_to| self.end_sync(up_to)))
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
