@@ -96,6 +96,7 @@ impl SlotStore for BlockMap {
             io_bytes_max: IO_BYTES_MAX,
             discard: true,
             read_only: false,
+            prefers_written: false,
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Capability {
     pub discard: bool,
     /// The store refuses writes.
     pub read_only: bool,
+    /// A sync is shorter behind a write of what was written before than behind a first one.
+    pub prefers_written: bool,
 }
 
 impl Capability {

@@ -28,6 +28,7 @@ pub mod compact;
 pub mod create;
 mod delta;
 mod error;
+mod fill;
 mod flush;
 mod header_change;
 mod index_reclaim;
@@ -109,6 +110,8 @@ struct Core {
     flusher: tokio::sync::Mutex<()>,
     /// Whether a client has read since the last store flush.
     read_lately: AtomicBool,
+    /// Whether slots may be filled ahead of the log; not where that gains nothing, nor once it has failed.
+    fills: AtomicBool,
     /// Wakes the background task.
     wake: Arc<Notify>,
     /// Told whenever a chunk completes.
@@ -144,6 +147,7 @@ struct Counters {
     chunks: AtomicU64,
     index_bytes: AtomicU64,
     moved_bytes: AtomicU64,
+    filled_bytes: AtomicU64,
     sealed_messages: AtomicU64,
     authentication_failures: AtomicU64,
 }

@@ -232,6 +232,8 @@ impl SlotStore for FileStore {
             io_bytes_max: IO_BYTES_MAX,
             discard: self.inner.punches.load(Ordering::Relaxed),
             read_only: self.inner.access != Access::ReadWrite,
+            // A file system notes which blocks of a file hold something.
+            prefers_written: self.inner.regular,
         }
     }
 

@@ -106,6 +106,7 @@ impl MemoryStore {
             io_bytes_max: IO_BYTES_MAX,
             discard: true,
             read_only: false,
+            prefers_written: false,
         };
         Self { capability, state: Mutex::default() }
     }

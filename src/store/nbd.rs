@@ -342,6 +342,7 @@ fn capability(agreement: Agreement, access: Access) -> Capability {
         io_bytes_max: io_bytes_max - io_bytes_max % 4096,
         discard: access == Access::ReadWrite && flags.contains(TransmissionFlags::SEND_TRIM),
         read_only: access == Access::ReadOnly,
+        prefers_written: false,
     }
 }
 

@@ -17,7 +17,8 @@ impl Core {
             return Ok(());
         }
         let seq = {
-            let queue = self.queue();
+            let mut queue = self.queue();
+            queue.note_flush();
             match &queue.health {
                 // What was answered before the failed chunk can still be made durable.
                 Health::Good | Health::NeedsRepair(_) => queue.completed_seq(),
@@ -33,7 +34,10 @@ impl Core {
             Durability::Accepted => Ok(()),
             // One that changed nothing is in no chunk; what was answered before it is durable all the same.
             Durability::Durable if seq == 0 => self.flush().await,
-            Durability::Durable => self.flush_to(seq).await,
+            Durability::Durable => {
+                self.queue().note_flush();
+                self.flush_to(seq).await
+            }
         }
     }
 

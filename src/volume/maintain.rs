@@ -122,6 +122,7 @@ impl Core {
         if next == Next::Wait {
             self.drop_idle_slots().await;
         }
+        self.fill_slots().await;
         next
     }
 
@@ -138,6 +139,7 @@ impl Core {
         queue.unflushed_bytes >= FLUSH_BYTES
             || self.checkpoint_is_due(queue.unfolded_bytes())
             || self.space_is_low()
+            || self.is_to_fill(queue)
     }
 
     fn checkpoint_is_due(&self, unfolded_bytes: u64) -> bool {

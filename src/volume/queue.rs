@@ -26,6 +26,9 @@ const SMALL_IN_FLIGHT_MAX: usize = 2;
 /// Records from which on padding costs little.
 const SMALL_BELOW: usize = 16;
 
+/// Log bytes up to which a flush is small: what a database or a file system commits at once.
+const SMALL_FLUSH_BYTES: u64 = 64 << 10;
+
 /// A change on its way into the log.
 pub(super) struct Part {
     /// Counts the changes as they come in.
@@ -170,6 +173,8 @@ pub(super) struct Queue {
     pub(super) health: Health,
     /// Log bytes since the last store flush.
     pub(super) unflushed_bytes: u64,
+    /// Flushes of clients in a row that had little to make durable.
+    pub(super) small_flushes: u32,
     /// Log bytes since the last root.
     pub(super) unrooted_bytes: u64,
     /// Log bytes of earlier sessions that were replayed, and that no root has made superfluous yet.
@@ -191,6 +196,7 @@ impl Queue {
             completed,
             health: Health::Good,
             unflushed_bytes: 0,
+            small_flushes: 0,
             unrooted_bytes: 0,
             replayed_bytes: 0,
         }
@@ -199,6 +205,12 @@ impl Queue {
     /// Log bytes that the next session would have to replay.
     pub(super) fn unfolded_bytes(&self) -> u64 {
         self.unrooted_bytes + self.replayed_bytes
+    }
+
+    /// A client flushes.
+    pub(super) fn note_flush(&mut self) {
+        let is_small = self.unflushed_bytes <= SMALL_FLUSH_BYTES;
+        self.small_flushes = if is_small { self.small_flushes.saturating_add(1) } else { 0 };
     }
 
     /// Number of the last chunk that took effect.

@@ -226,6 +226,7 @@ impl Core {
             rooted: None,
             header_generation: header.generation,
         };
+        let fills = AtomicBool::new(store.capability().prefers_written);
         Ok(Arc::new(Self {
             store,
             mode,
@@ -242,6 +243,7 @@ impl Core {
             room: Room::new(header.slots, header.export_bytes, header.segment_bytes.into()),
             flusher: tokio::sync::Mutex::new(()),
             read_lately: AtomicBool::new(false),
+            fills,
             wake: Arc::new(Notify::new()),
             progress: Notify::new(),
             turns: turns(),

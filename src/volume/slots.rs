@@ -16,6 +16,11 @@ pub(super) const IDLE: Duration = Duration::from_secs(30);
 /// segment that it began in before.
 const INDEX_SLOTS: usize = 3;
 
+/// Slots written ahead of the log: one is filled while the log is in the other.
+pub(super) const FILLED_AHEAD: usize = 2;
+/// Slots that the log may use beside one that is being filled.
+const USABLE_BESIDE_FILLING: usize = 3;
+
 /// The slots of a volume, by number.
 pub(super) struct Slots {
     /// Whether it is anything but free.
@@ -27,16 +32,36 @@ pub(super) struct Slots {
     available: VecDeque<Unused>,
     /// Slots that the next root reserves in addition.
     reserving: VecDeque<Unused>,
-    /// Slots that the store is being told to drop: nobody's until it has been. Where that was given up half-way
-    /// it may still come to effect, so the slot stays here until the volume is opened again.
-    dropping: Vec<Range<u64>>,
+    /// Slots that the store is being told to drop, or that are being filled: nobody's until that has been done. Where it
+    /// was given up half-way it may still come to effect, so the slot stays here until the volume is opened again.
+    withheld: Vec<Range<u64>>,
     next_search: usize,
 }
 
 struct Unused {
     slot: u64,
-    /// Since when it has been in no use, if it has room.
-    room: Option<Instant>,
+    room: Held,
+}
+
+/// What the store holds of an unused slot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    None,
+    /// It was in use until then.
+    Since(Instant),
+    /// It was filled for the log.
+    Filled,
+}
+
+impl Held {
+    /// Whether nothing has needed it for `idle`; what was filled is needed soon.
+    fn is_idle(self, idle: Duration) -> bool {
+        match self {
+            Self::None => false,
+            Self::Since(since) => since.elapsed() >= idle,
+            Self::Filled => idle.is_zero(),
+        }
+    }
 }
 
 impl Slots {
@@ -48,7 +73,7 @@ impl Slots {
             with_room: VecDeque::new(),
             available: VecDeque::new(),
             reserving: VecDeque::new(),
-            dropping: Vec::new(),
+            withheld: Vec::new(),
             next_search: 0,
         }
     }
@@ -73,7 +98,7 @@ impl Slots {
 
     /// Number of slots that the log may use right now.
     pub(super) fn available(&self) -> usize {
-        if self.dropping.is_empty() {
+        if self.withheld.is_empty() {
             return self.available.len();
         }
         self.available.iter().filter(|unused| self.is_usable(unused)).count()
@@ -110,7 +135,7 @@ impl Slots {
     }
 
     fn is_usable(&self, unused: &Unused) -> bool {
-        !self.dropping.iter().any(|slots| slots.contains(&unused.slot))
+        !self.withheld.iter().any(|slots| slots.contains(&unused.slot))
     }
 
     /// One that has room, if there is one, and of these the one that was used last.
@@ -126,7 +151,7 @@ impl Slots {
         let found = (0..count).map(|i| (self.next_search + i) % count).find(|slot| !self.taken[*slot])?;
         self.next_search = found + 1;
         self.mark_taken(found as u64);
-        Some(Unused { slot: found as u64, room: None })
+        Some(Unused { slot: found as u64, room: Held::None })
     }
 
     fn mark_taken(&mut self, slot: u64) {
@@ -137,7 +162,7 @@ impl Slots {
     /// Makes a slot free that may have room on the store.
     pub(super) fn release(&mut self, slot: u64) {
         self.release_without_room(slot);
-        self.with_room.push_back(Unused { slot, room: Some(Instant::now()) });
+        self.with_room.push_back(Unused { slot, room: Held::Since(Instant::now()) });
     }
 
     fn release_without_room(&mut self, slot: u64) {
@@ -167,7 +192,7 @@ impl Slots {
     /// were freed after it, `count_max` in all: for the store to drop what they hold. They are used by nobody
     /// until [`dropped`](Self::dropped).
     pub(super) fn begin_drop(&mut self, idle: Duration, count_max: u64) -> Option<Range<u64>> {
-        let is_idle = |unused: &Unused| unused.room.is_some_and(|since| since.elapsed() >= idle);
+        let is_idle = |unused: &Unused| unused.room.is_idle(idle);
         let mut slots: Option<Range<u64>> = None;
         while let Some(unused) = self.with_room.front().filter(|unused| is_idle(unused)) {
             let slots = slots.get_or_insert(unused.slot..unused.slot);
@@ -183,10 +208,10 @@ impl Slots {
             // It stays reserved: roots that are written meanwhile name it, too.
             let mut reserved = self.available.iter_mut().chain(&mut self.reserving);
             let unused = reserved.find(|unused| is_idle(unused))?;
-            unused.room = None;
+            unused.room = Held::None;
             slots = Some(unused.slot..unused.slot + 1);
         }
-        self.dropping.extend(slots.clone());
+        self.withheld.extend(slots.clone());
         slots
     }
 
@@ -197,19 +222,48 @@ impl Slots {
         let slots = first..(first..first + count_max).take_while(free).last()? + 1;
         slots.clone().for_each(|slot| self.mark_taken(slot));
         self.with_room.retain(|unused| !slots.contains(&unused.slot));
-        self.dropping.push(slots.clone());
+        self.withheld.push(slots.clone());
         Some(slots)
     }
 
     /// Takes all that is reserved for slots with room: an earlier session may have used them.
     pub(super) fn assume_room(&mut self) {
         let reserved = self.available.iter_mut().chain(&mut self.reserving);
-        reserved.for_each(|unused| unused.room = unused.room.or_else(|| Some(Instant::now())));
+        for unused in reserved.filter(|unused| unused.room == Held::None) {
+            unused.room = Held::Since(Instant::now());
+        }
+    }
+
+    /// Whether [`begin_fill`](Self::begin_fill) has something to give.
+    pub(super) fn wants_filling(&self) -> bool {
+        self.next_to_fill().is_some()
+    }
+
+    /// One of the slots that the log will take next, if it has no room: to be filled, and used by nobody until
+    /// [`filled`](Self::filled).
+    pub(super) fn begin_fill(&mut self) -> Option<u64> {
+        let slot = self.next_to_fill()?;
+        self.withheld.push(slot..slot + 1);
+        Some(slot)
+    }
+
+    fn next_to_fill(&self) -> Option<u64> {
+        let usable = || self.available.iter().filter(|unused| self.is_usable(unused));
+        usable().nth(USABLE_BESIDE_FILLING)?;
+        usable().take(FILLED_AHEAD).find(|unused| unused.room == Held::None).map(|unused| unused.slot)
+    }
+
+    /// The slot was filled.
+    pub(super) fn filled(&mut self, slot: u64) {
+        self.withheld.retain(|other| *other != (slot..slot + 1));
+        if let Some(unused) = self.available.iter_mut().find(|unused| unused.slot == slot) {
+            unused.room = Held::Filled;
+        }
     }
 
     /// The store was told to drop what `slots` held.
     pub(super) fn dropped(&mut self, slots: &Range<u64>) {
-        self.dropping.retain(|other| other != slots);
+        self.withheld.retain(|other| other != slots);
         for slot in slots.clone() {
             if !self.available.iter().chain(&self.reserving).any(|unused| unused.slot == slot) {
                 self.release_without_room(slot);
@@ -295,6 +349,28 @@ mod tests {
         assert_eq!(slots.begin_drop(Duration::ZERO, 9), Some(7..8));
         slots.dropped(&(7..8));
         assert_eq!((slots.unused(), slots.take_available()), (5, Some(7)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_slots_that_the_log_takes_next_are_filled_and_stay_so() {
+        let mut slots = Slots::new(12);
+        assert_eq!(slots.reserve(6), [0, 1, 2, 3, 4, 5]);
+        assert!(!slots.wants_filling(), "not before a root names them");
+        slots.use_reserving();
+        assert_eq!((slots.begin_fill(), slots.available()), (Some(0), 5));
+        assert_eq!(slots.take_available(), Some(1), "the other is being filled");
+        slots.filled(0);
+        assert_eq!(slots.begin_fill(), Some(2));
+        slots.filled(2);
+        assert_eq!((slots.begin_fill(), slots.available()), (None, 5), "two are enough");
+        tokio::time::advance(2 * IDLE).await;
+        assert_eq!(slots.begin_drop(IDLE, 9), None);
+        assert_eq!((slots.take_available(), slots.begin_fill()), (Some(0), Some(3)));
+        slots.filled(3);
+        assert_eq!((slots.take_available(), slots.begin_fill()), (Some(2), None), "only three are left");
+        assert_eq!(slots.begin_drop(Duration::ZERO, 9), Some(3..4), "who compacts wants all");
+        slots.dropped(&(3..4));
+        assert_eq!((slots.available(), slots.take_available()), (3, Some(3)));
     }
 
     /// Once a panic of whoever dropped slots next: a simulated client was gone in the middle of compacting, its volume was not.

@@ -128,7 +128,7 @@ impl Core {
     }
 
     /// Nobody uses them before this is done: the store could drop what somebody else has written there by then.
-    async fn drop_slots(&self, slots: Range<u64>) {
+    pub(super) async fn drop_slots(&self, slots: Range<u64>) {
         let header = self.header();
         let len = (slots.end - slots.start) * u64::from(header.segment_bytes);
         // A hint; slots are free whether or not the store takes them back.

@@ -23,7 +23,7 @@ pub struct VolumeStatus {
     pub space: SpaceStatus,
     /// Client bytes written since open.
     pub bytes_written: u64,
-    /// Bytes written to the store since open: log, index and moved sectors.
+    /// Bytes written to the store since open: log, index, moved sectors, and zeros ahead of the log.
     pub store_bytes_written: u64,
     /// Of these, index.
     pub index_bytes_written: u64,
@@ -102,7 +102,8 @@ impl Volume {
         let (page_bytes, page_bytes_max) = core.pages.bytes();
         let index_bytes_written = count(&core.counters.index_bytes);
         let moved_bytes_written = count(&core.counters.moved_bytes);
-        let store_bytes_written = count(&core.counters.log_bytes) + index_bytes_written + moved_bytes_written;
+        let log_bytes_written = count(&core.counters.log_bytes) + count(&core.counters.filled_bytes);
+        let store_bytes_written = log_bytes_written + index_bytes_written + moved_bytes_written;
         let bytes_written = count(&core.counters.bytes_written);
         VolumeStatus {
             export_bytes: core.header().export_bytes,

@@ -124,6 +124,7 @@ impl Setting {
             io_bytes_max: self.io_bytes_max,
             discard: true,
             read_only: false,
+            prefers_written: self.align == 512,
         }
     }
 }
