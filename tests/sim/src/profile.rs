@@ -66,6 +66,8 @@ pub struct Setting {
     pub may_be_full: bool,
     /// Parts of a hundred requests that are large.
     pub large_percent: u64,
+    /// Most requests are small writes that must last, one after the other, as those of a database.
+    pub commits: bool,
     /// Whether the volume is resized and compacted now and then.
     pub resizes: bool,
     /// Bytes of index pages that sessions keep in memory.
@@ -89,6 +91,7 @@ impl Setting {
         let manners =
             Manners { latency_ms_max: dice.pick(&[0, 2, 5, 20, 80]), lies: profile == Profile::Lying };
         let calm = dice.one_in(3);
+        let commits = dice.one_in(4);
         Self {
             profile,
             geometry,
@@ -101,7 +104,14 @@ impl Setting {
             depth: dice.pick(&[1, 2, 4, 8, 16, 32]),
             may_be_full: tight,
             hot_sectors: dice.pick(&[4, 16, 64]),
-            large_percent: if calm { 40 } else { dice.pick(&[2, 10, 30]) },
+            large_percent: if commits {
+                0
+            } else if calm {
+                40
+            } else {
+                dice.pick(&[2, 10, 30])
+            },
+            commits,
             resizes: false,
             page_bytes: 24 << 20,
         }
@@ -124,7 +134,7 @@ impl Setting {
             io_bytes_max: self.io_bytes_max,
             discard: true,
             read_only: false,
-            prefers_written: self.align == 512,
+            prefers_written: true,
         }
     }
 }

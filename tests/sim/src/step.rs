@@ -117,6 +117,10 @@ impl Step {
         ]);
         let (offset, len) = place(setting, dice);
         let fua = dice.one_in(8);
+        if setting.commits && !dice.one_in(4) {
+            let action = Action::Write { offset, len: len.min(2 * SECTOR), fua: true };
+            return Self { seed: dice.any(), action };
+        }
         let action = match kind {
             Kind::Read => Action::Read { offset, len },
             Kind::Write => Action::Write { offset, len, fua },

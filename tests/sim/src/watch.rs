@@ -3,7 +3,7 @@
 //! - I3: no block of a segment is ever written twice with different bytes, and a session writes only into
 //!   segments that it opened itself;
 //! - I4, I6: a slot is used anew, or given back, only when neither the newest durable root nor the one before
-//!   it needs what lies there; and for the log only when the newest durable root reserved it.
+//!   it needs what lies there; and for the log, or filled ahead of it, only when the newest durable root reserved it.
 //!
 //! Roots are read with the engine's own decoders; what they say of slots is taken from their tables.
 
@@ -120,6 +120,9 @@ impl Watch {
             return self.report("I3", format!("a write at {offset} leaves slot {slot}"));
         }
         let align = u64::from(header.align);
+        if bytes.iter().all(|byte| *byte == 0) {
+            return self.fills(session, slot);
+        }
         if within == 0 {
             let uid: [u8; 16] = bytes[32..48].try_into().expect("sixteen bytes");
             self.begins(session, slot, uid, bytes[10]);
@@ -150,15 +153,27 @@ impl Watch {
         }
         self.opened.insert((session, slot), uid);
         self.is_free(session, slot, Some(uid), "used anew");
-        let newest = self.roots[0].as_ref().filter(|_| self.strict && self.claimed.contains(&session));
-        if let Some(root) = newest.filter(|_| kind == SegmentKind::Log as u8) {
-            let known = root.used.get(&slot).is_some_and(|known| known.0 == uid);
-            if !known && !root.reserved.contains(&slot) {
-                let what =
-                    format!("the log goes on in slot {slot}, which root {} did not reserve", root.generation);
-                self.report("one writer (§12)", what);
-            }
+        let known = |root: &Slots| root.used.get(&slot).is_some_and(|known| known.0 == uid);
+        if kind == SegmentKind::Log as u8 && !self.roots[0].as_ref().is_some_and(known) {
+            self.is_reserved(session, slot, "becomes the log's");
         }
+    }
+
+    /// Only what the newest durable root reserved is for the log.
+    fn is_reserved(&mut self, session: u32, slot: u64, what: &str) {
+        let newest = self.roots[0].as_ref().filter(|_| self.strict && self.claimed.contains(&session));
+        if let Some(root) = newest.filter(|root| !root.reserved.contains(&slot)) {
+            let text = format!("slot {slot} {what}, and root {} did not reserve it", root.generation);
+            self.report("one writer (§12)", text);
+        }
+    }
+
+    /// Zeros go into a slot ahead of the log: nothing sealed is nothing but zeros.
+    fn fills(&mut self, session: u32, slot: u64) {
+        // Whoever had a segment there goes on at its peril.
+        self.opened.remove(&(session, slot));
+        self.is_free(session, slot, None, "filled");
+        self.is_reserved(session, slot, "is filled");
     }
 
     /// A session gives slots back.
