@@ -164,6 +164,7 @@ impl Totals {
         sum.trace ^= trace;
         sum.store.reads += store.reads;
         sum.store.writes += store.writes;
+        sum.store.fills += store.fills;
         sum.store.bytes_written += store.bytes_written;
         sum.store.syncs += store.syncs;
         sum.store.faults += store.faults;
@@ -187,10 +188,11 @@ impl std::fmt::Display for Totals {
         writeln!(f, "volumes: {} times resized, {} times compacted", sum.resized, sum.compacted)?;
         writeln!(
             f,
-            "store: {} reads, {} writes of {} MiB, {} syncs, {} faults, {} power losses, {} segments",
+            "store: {} reads, {} writes of {} MiB, {} of zeros, {} syncs, {} faults, {} power losses, {} segments",
             sum.store.reads,
             sum.store.writes,
             sum.store.bytes_written >> 20,
+            sum.store.fills,
             sum.store.syncs,
             sum.store.faults,
             sum.power_losses,

@@ -101,7 +101,9 @@ pub struct Counts {
     pub reads: u64,
     /// Writes.
     pub writes: u64,
-    /// Bytes of them.
+    /// Of these, of nothing but zeros: three of a new volume, others ahead of the log.
+    pub fills: u64,
+    /// Bytes of all writes.
     pub bytes_written: u64,
     /// Syncs.
     pub syncs: u64,

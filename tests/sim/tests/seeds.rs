@@ -53,7 +53,9 @@ fn a_run_does_what_it_is_there_for() {
     assert!(honest.rolled_back > 0 && honest.store.faults == 0, "{honest:?}");
     let resizing = Plan::new(1001, 1000, Some(Profile::Honest)).play().expect("holds");
     assert!(resizing.resized > 3 && resizing.compacted > 1, "{resizing:?}");
-    let failing = Plan::new(1004, 1000, Some(Profile::Failing)).play().expect("holds");
+    let committing = Plan::new(1004, 1000, Some(Profile::Honest)).play().expect("holds");
+    assert!(committing.store.fills > 20, "{committing:?}");
+    let failing = Plan::new(1003, 1000, Some(Profile::Failing)).play().expect("holds");
     assert!(failing.store.faults > 10 && failing.refused > 10, "{failing:?}");
     let tainted = Plan::new(1005, 1000, Some(Profile::Zombie)).play().expect("holds");
     assert!(tainted.opened_tainted + tainted.openings_refused > 3, "{tainted:?}");

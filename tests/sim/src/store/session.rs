@@ -91,6 +91,7 @@ impl Session {
             let mut state = self.arrive()?;
             state.counts.writes += 1;
             state.counts.bytes_written += len;
+            state.counts.fills += u64::from(bytes.iter().all(|byte| *byte == 0));
             let durable = persist == Persist::Durable;
             state.trace.note(&[2, offset, len, now, fingerprint(offset, &bytes), durable.into()]);
             // Seen when asked for, not when done: a write that fails has left the process, too.
