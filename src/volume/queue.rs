@@ -209,8 +209,12 @@ impl Queue {
 
     /// A client flushes.
     pub(super) fn note_flush(&mut self) {
-        let is_small = self.unflushed_bytes <= SMALL_FLUSH_BYTES;
-        self.small_flushes = if is_small { self.small_flushes.saturating_add(1) } else { 0 };
+        self.small_flushes = match self.unflushed_bytes {
+            // Tells nothing; another client may have flushed just now.
+            0 => self.small_flushes,
+            1..=SMALL_FLUSH_BYTES => self.small_flushes.saturating_add(1),
+            _ => 0,
+        };
     }
 
     /// Number of the last chunk that took effect.
