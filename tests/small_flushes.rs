@@ -5,6 +5,7 @@
 #[path = "common/volumes.rs"]
 mod volumes;
 
+use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -132,13 +133,24 @@ fn fill(sector: u64) -> u8 {
     sector.to_le_bytes()[0] | 1
 }
 
+/// Runs a future on one thread in virtual time, which goes on only when everybody waits.
+fn run<T>(future: impl Future<Output = T>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().start_paused(true).build().unwrap().block_on(future)
+}
+
+/// Returns when nobody has anything left to do.
+async fn everybody_rests() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
 /// Writes and flushes one sector after the other; the background task has its turn.
 async fn write_and_flush(volume: &Volume, sectors: std::ops::Range<u64>) {
     for sector in sectors {
         write(volume, sector, 1, Durability::Accepted).await;
         volume.flush().await.unwrap();
         if sector % 16 == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            everybody_rests().await;
         }
     }
 }
@@ -153,7 +165,7 @@ async fn holds(volume: &Volume, sectors: std::ops::Range<u64>) {
 
 #[test]
 fn slots_are_filled_ahead_of_the_log_for_who_flushes_little_at_a_time() {
-    volumes::run(async {
+    run(async {
         let (store, volume) = fresh(None).await;
         write_and_flush(&volume, 0..2000).await;
         let filled = store.slots_filled();
@@ -177,7 +189,7 @@ fn slots_are_filled_ahead_of_the_log_for_who_flushes_little_at_a_time() {
 
 #[test]
 fn nothing_is_filled_for_who_flushes_much_at_a_time_or_not_at_all() {
-    volumes::run(async {
+    run(async {
         let (store, volume) = fresh(None).await;
         for at in 0..200 {
             write(&volume, at * 17, 17, Durability::Accepted).await;
@@ -186,20 +198,20 @@ fn nothing_is_filled_for_who_flushes_much_at_a_time_or_not_at_all() {
         for sector in 0..2000 {
             write(&volume, sector, 1, Durability::Accepted).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        everybody_rests().await;
         assert_eq!(store.slots_filled().len(), 0);
         // FUA is a flush as well.
         for sector in 0..100 {
             write(&volume, sector, 1, Durability::Durable).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        everybody_rests().await;
         assert_eq!(store.slots_filled().len(), 2);
     });
 }
 
 #[test]
 fn a_slot_for_which_there_is_no_space_is_given_back_and_no_other_is_tried() {
-    volumes::run(async {
+    run(async {
         let (store, volume) = fresh(Some(Failure::NoSpace)).await;
         write_and_flush(&volume, 0..1500).await;
         let zeros = store.zeros.lock().unwrap().clone();
@@ -211,7 +223,7 @@ fn a_slot_for_which_there_is_no_space_is_given_back_and_no_other_is_tried() {
 
 #[test]
 fn a_slot_that_may_still_be_written_to_is_used_by_nobody() {
-    volumes::run(async {
+    run(async {
         let (store, volume) = fresh(Some(Failure::Io)).await;
         write_and_flush(&volume, 0..1500).await;
         let zeros = store.zeros.lock().unwrap().clone();
@@ -232,7 +244,7 @@ fn a_slot_that_may_still_be_written_to_is_used_by_nobody() {
 
 #[test]
 fn a_flush_leaves_its_thread_when_somebody_reads_besides() {
-    volumes::run(async {
+    run(async {
         let (store, volume) = fresh(None).await;
         let before = store.syncs_here.load(Ordering::Relaxed);
         write(&volume, 0, 1, Durability::Durable).await;

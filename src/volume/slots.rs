@@ -135,7 +135,7 @@ impl Slots {
     }
 
     fn is_usable(&self, unused: &Unused) -> bool {
-        !self.withheld.iter().any(|slots| slots.contains(&unused.slot))
+        !is_in(&self.withheld, unused.slot)
     }
 
     /// One that has room, if there is one, and of these the one that was used last.
@@ -206,8 +206,9 @@ impl Slots {
         }
         if slots.is_none() {
             // It stays reserved: roots that are written meanwhile name it, too.
+            let withheld = &self.withheld;
             let mut reserved = self.available.iter_mut().chain(&mut self.reserving);
-            let unused = reserved.find(|unused| is_idle(unused))?;
+            let unused = reserved.find(|unused| is_idle(unused) && !is_in(withheld, unused.slot))?;
             unused.room = Held::None;
             slots = Some(unused.slot..unused.slot + 1);
         }
@@ -270,6 +271,10 @@ impl Slots {
             }
         }
     }
+}
+
+fn is_in(ranges: &[Range<u64>], slot: u64) -> bool {
+    ranges.iter().any(|slots| slots.contains(&slot))
 }
 
 fn index(slot: u64) -> usize {
@@ -371,6 +376,23 @@ mod tests {
         assert_eq!(slots.begin_drop(Duration::ZERO, 9), Some(3..4), "who compacts wants all");
         slots.dropped(&(3..4));
         assert_eq!((slots.available(), slots.take_available()), (3, Some(3)));
+    }
+
+    /// Once `compact` brought it back into use, though what failed might still have been written there.
+    #[tokio::test]
+    async fn a_slot_whose_filling_was_given_up_is_not_brought_back_by_dropping_all() {
+        let mut slots = Slots::new(12);
+        slots.reserve(6);
+        slots.use_reserving();
+        assert_eq!(slots.begin_fill(), Some(0));
+        slots.assume_room();
+        let mut dropped = Vec::new();
+        while let Some(slots_now) = slots.begin_drop(Duration::ZERO, 9) {
+            slots.dropped(&slots_now);
+            dropped.push(slots_now);
+        }
+        assert_eq!(dropped, [1..2, 2..3, 3..4, 4..5, 5..6]);
+        assert_eq!((slots.available(), slots.take_available()), (5, Some(1)));
     }
 
     /// Once a panic of whoever dropped slots next: a simulated client was gone in the middle of compacting, its volume was not.
