@@ -22,24 +22,35 @@ static KEPT: Mutex<Vec<BytesMut>> = Mutex::new(Vec::new());
 /// A buffer of `len` bytes with any content.
 #[must_use]
 pub fn take(len: usize) -> BytesMut {
-    let mut buffer = if len < KEPT_LEN_MIN { None } else { best_fit(len) }.unwrap_or_default();
-    if buffer.capacity() < len {
-        return BytesMut::zeroed(len);
-    }
+    let kept = if len < KEPT_LEN_MIN { None } else { best_fit(len) };
+    let Some(mut buffer) = kept else {
+        let mut buffer = BytesMut::zeroed(capacity(len));
+        buffer.truncate(len);
+        return buffer;
+    };
     // Only what a shorter request has left out before is written here.
     buffer.resize(len, 0);
     buffer
 }
 
-/// Gives a buffer back that nobody will look at any more.
+/// Gives a buffer back that nobody will look at any more. Those given first make room for it: they are of the lengths
+/// that clients no longer ask for.
 pub fn give(buffer: BytesMut) {
-    if !is_kept(&buffer) {
+    if !is_kept(&buffer) || buffer.capacity() > KEPT_BYTES_MAX {
         return;
     }
     let mut kept = lock();
-    if kept.iter().map(BytesMut::capacity).sum::<usize>() + buffer.capacity() <= KEPT_BYTES_MAX {
-        kept.push(buffer);
+    let mut bytes = kept.iter().map(BytesMut::capacity).sum::<usize>() + buffer.capacity();
+    while bytes > KEPT_BYTES_MAX {
+        bytes -= kept.remove(0).capacity();
     }
+    kept.push(buffer);
+}
+
+/// How long a new buffer is made for a request of `len` bytes: a write's holds a tag of 16 bytes behind every sector, and
+/// what a read of as many sectors leaves behind is to serve it.
+fn capacity(len: usize) -> usize {
+    if len < KEPT_LEN_MIN { len } else { len + len.div_ceil(256) }
 }
 
 /// Whether [`give`] keeps a buffer, if it has room for it.
@@ -60,7 +71,7 @@ fn best_fit(len: usize) -> Option<BytesMut> {
     let fitting = kept.iter().enumerate().filter(|(_, buffer)| fits(buffer));
     // The last one given: it may still be in a cache.
     let (best, _) = fitting.rev().min_by_key(|(_, buffer)| buffer.capacity())?;
-    Some(kept.swap_remove(best))
+    Some(kept.remove(best))
 }
 
 fn lock() -> std::sync::MutexGuard<'static, Vec<BytesMut>> {
@@ -88,10 +99,24 @@ mod tests {
         give(again);
         let longer = take(1 << 20);
         assert_eq!((longer.len(), longer.as_ptr()), (1 << 20, place));
+        let written = take(256 * (4096 + 16));
+        assert_ne!(written.as_ptr(), place, "that one is in use");
+        give(longer);
+        let (spared, place) = (written.as_ptr(), place);
+        give(written);
+        let written = take(256 * (4096 + 16));
+        assert!([spared, place].contains(&written.as_ptr()), "what was read into serves a write");
+        give(written);
         for _ in 0..40 {
             give(BytesMut::zeroed(1 << 20));
         }
         assert!(lock().iter().map(BytesMut::capacity).sum::<usize>() <= KEPT_BYTES_MAX);
+        assert!(
+            lock().iter().all(|buffer| ![spared, place].contains(&buffer.as_ptr())),
+            "the first make room"
+        );
+        give(BytesMut::zeroed(KEPT_BYTES_MAX + 1));
+        assert!(!lock().is_empty(), "what is never kept pushes nothing out");
         lock().clear();
     }
 }

@@ -24,7 +24,7 @@ use super::tree::Tree;
 use super::{Core, VolumeError};
 use crate::cipher::TAG_LEN;
 use crate::export::ExportError;
-use crate::format::page::Handle;
+use crate::format::page::{Handle, Loc};
 use crate::format::root::{
     BLOB_POINTER_LEN, BlobPointer, LogSpan, PLACE_LEN, PLACES_MAX, PREVIOUS_MAX, RING_BLOCK_LEN, RingBlock,
     Root, seal_table_part,
@@ -64,6 +64,14 @@ struct Plan {
 struct Durable {
     generation: Generation,
     dead: Vec<Handle>,
+}
+
+/// What a checkpoint leads to.
+struct Folded {
+    tree: Tree,
+    /// Pages that only the tree before had.
+    replaced: Vec<Loc>,
+    root: Durable,
 }
 
 impl Core {
@@ -144,12 +152,14 @@ impl Core {
         moves.moves.sort_unstable_by_key(|moved| moved.sectors.start);
         let written = self.fold_and_write(checkpointer, &frozen, &moves, &tree, span).await;
         let result = match written {
-            Ok((new, root)) => {
+            Ok(Folded { tree, replaced, root }) => {
                 {
                     let mut map = self.map_mut();
-                    map.tree = Arc::new(new);
+                    map.tree = Arc::new(tree);
                     map.frozen = None;
                 }
+                // While their rows are there.
+                self.pages.forget(&self.segments, &replaced);
                 {
                     let mut table = self.segments.table_mut();
                     moves.full.iter().for_each(|handle| table.close(*handle));
@@ -184,15 +194,16 @@ impl Core {
         moves: &Moves,
         tree: &Tree,
         span: LogSpan,
-    ) -> Result<(Tree, Durable), VolumeError> {
+    ) -> Result<Folded, VolumeError> {
         // The frozen entries name records that must be durable before a root does.
         self.sync_to(span.start_seq - 1).await.map_err(stopped)?;
         // c2, c3: new pages.
         let pages = self.pages_to_move(tree).await?;
         let changes = Changes { runs: frozen.runs().collect(), moves: moves.moves.clone(), pages };
-        let mut merger = Merger { core: self, index: &mut checkpointer.index, change: LiveChange::default() };
+        let (change, replaced) = (LiveChange::default(), Vec::new());
+        let mut merger = Merger { core: self, index: &mut checkpointer.index, change, replaced };
         let merged = merger.merge(tree, &changes).await;
-        let change = merger.change;
+        let Merger { change, replaced, .. } = merger;
         let new = match merged {
             Ok(new) => new,
             Err(error) => {
@@ -209,7 +220,7 @@ impl Core {
             self.forget_log_before(span.handle);
             checkpointer.rooted = Some(span);
         }
-        durable.map(|root| (new, root))
+        durable.map(|root| Folded { tree: new, replaced, root })
     }
 
     /// Writes a root that says what the last checkpoint's said: what that one freed becomes usable, and

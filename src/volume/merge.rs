@@ -67,6 +67,8 @@ pub(super) struct Merger<'a> {
     pub(super) core: &'a Core,
     pub(super) index: &'a mut IndexWriter,
     pub(super) change: LiveChange,
+    /// Pages of the old tree that the new one does not have.
+    pub(super) replaced: Vec<Loc>,
 }
 
 impl Merger<'_> {
@@ -209,6 +211,7 @@ impl Merger<'_> {
     fn drop_page(&mut self, loc: Loc) {
         if let Some(handle) = loc.handle() {
             self.change.remove(handle, loc.len());
+            self.replaced.push(loc);
         }
     }
 }

@@ -100,6 +100,16 @@ impl Pages {
         (self.cache.weight(), self.cache.capacity())
     }
 
+    /// Lets go of pages that nobody will look for any more, so that the memory is for those of the newest tree. Who
+    /// still reads by an older one finds them on the store.
+    pub(super) fn forget(&self, segments: &SegmentReader, pages: &[Loc]) {
+        for loc in pages {
+            if let Ok(row) = segments.row(*loc) {
+                self.cache.remove(&PageKey { uid: row.uid, offset: loc.offset() });
+            }
+        }
+    }
+
     /// The page `number` of `level` at `loc`.
     async fn page(
         &self,

@@ -380,3 +380,28 @@ async fn moves_that_cannot_be_written_do_not_use_up_the_slots() {
     }
     clean(&volume).await;
 }
+
+#[tokio::test]
+async fn pages_that_were_replaced_make_room_for_those_of_the_newest_index() {
+    let volume = fresh(SIZE, OverProvisioning::hundredths(125).unwrap()).await;
+    let scattered = |volume: &Volume| {
+        let volume = volume.clone();
+        async move {
+            // Nothing follows anything else: leaves are as long as they get.
+            for lba in (0..SECTORS).step_by(3).chain((1..SECTORS).step_by(3)).chain((2..SECTORS).step_by(3)) {
+                write(&volume, lba, 1).await.unwrap();
+            }
+            volume.checkpoint().await.unwrap();
+            for lba in 0..SECTORS {
+                fill_of(&volume, lba).await;
+            }
+            volume.status().page_bytes
+        }
+    };
+    let once = scattered(&volume).await;
+    assert!(once > 0, "reads keep pages");
+    for _ in 0..3 {
+        let again = scattered(&volume).await;
+        assert!(again <= once + once / 8, "{again} bytes of pages, {once} after the first writing");
+    }
+}
