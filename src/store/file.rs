@@ -2,7 +2,9 @@
 //!
 //! Assumes nothing about other processes: an open-file-description lock keeps a second opener out
 //! for as long as this one lives, across `fork` and whoever else opens and closes the same file.
-//! With [`Caching::Direct`] it bypasses the page cache. Promises the contract of [`SlotStore`]; in particular a read never makes up zeros behind the end
+//! With [`Caching::Direct`] it bypasses the page cache.
+//!
+//! Promises the contract of [`SlotStore`]; in particular a read never makes up zeros behind the end
 //! of a file that was cut short, and a failed `fdatasync` is final: the kernel marks the pages it
 //! could not write as clean, so a second `fdatasync` would succeed without having written anything.
 
@@ -22,6 +24,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
+use tokio::sync::Semaphore;
 
 use self::direct::{Aligned, Direct};
 use self::pace::Pace;
@@ -29,6 +32,9 @@ use super::{Access, BoxFuture, Capability, Persist, SlotStore, StoreError, whole
 
 /// Longest single read or write in bytes: one segment of the default size.
 const IO_BYTES_MAX: u32 = 8 << 20;
+
+/// Reads on threads of their own at once: as many as a disk makes use of.
+const WAITING_READS_MAX: usize = 32;
 
 /// Longest write done on the caller's thread, in bytes: a chunk of any size. A buffered write is a copy into the page
 /// cache, and below this length handing it to another thread costs more than the copy.
@@ -84,6 +90,8 @@ struct Inner {
     /// failure to one caller only, and a second one must not pass in between.
     sync_failed: Mutex<Option<String>>,
     pace: Pace,
+    /// Reads under way on threads of their own.
+    waiting_reads: Semaphore,
 }
 
 impl FileStore {
@@ -202,6 +210,7 @@ impl FileStore {
             reads_without_waiting: AtomicBool::new(direct.is_none()),
             sync_failed: Mutex::new(None),
             pace: Pace::new(),
+            waiting_reads: Semaphore::new(WAITING_READS_MAX),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -218,6 +227,12 @@ impl FileStore {
             Err(stopped) => Err(StoreError::Unreachable(format!("the runtime is shutting down: {stopped}"))),
         }
     }
+}
+
+/// What a thread that may block is to write.
+enum Parts {
+    AsGiven(Vec<Bytes>),
+    Aligned(Aligned),
 }
 
 impl SlotStore for FileStore {
@@ -263,10 +278,15 @@ impl SlotStore for FileStore {
     fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
         Box::pin(async move {
             self.capability().check_read(offset, len)?;
+            let _room = self.inner.waiting_reads.acquire().await;
             // Taken here: the C library's allocator keeps what was freed for each thread by itself, and those for
             // blocking calls are many.
-            let bytes = Vec::with_capacity(len);
-            self.off_thread(move |inner| inner.read(offset, len, bytes)).await
+            let Some(direct) = self.inner.direct else {
+                let bytes = Vec::with_capacity(len);
+                return self.off_thread(move |inner| inner.read(offset, len, bytes)).await;
+            };
+            let memory = direct.memory(offset, len);
+            self.off_thread(move |inner| direct.read(&inner.file, offset, len, memory)).await
         })
     }
 
@@ -278,21 +298,25 @@ impl SlotStore for FileStore {
     ) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             let len = self.capability().check_write(offset, &parts)?;
-            match persist {
-                Persist::Volatile if len <= INLINE_WRITE_BYTES_MAX && self.inner.direct.is_none() => {
-                    self.inner.write(offset, &parts)
-                }
-                Persist::Volatile => self.off_thread(move |inner| inner.write(offset, &parts)).await,
-                // Not RWF_DSYNC: when that fails, one cannot tell a write that was refused (nothing
-                // is lost) from a sync that failed (everything unsynced may be).
-                Persist::Durable => {
-                    self.off_thread(move |inner| {
-                        inner.write(offset, &parts)?;
-                        inner.sync()
-                    })
-                    .await
-                }
+            let direct = self.inner.direct.is_some();
+            if persist == Persist::Volatile && len <= INLINE_WRITE_BYTES_MAX && !direct {
+                return self.inner.write(offset, &parts);
             }
+            // Copied here for the same reason as above.
+            let parts = if direct { Parts::Aligned(Aligned::copy_of(&parts)) } else { Parts::AsGiven(parts) };
+            self.off_thread(move |inner| {
+                match parts {
+                    Parts::AsGiven(parts) => inner.write(offset, &parts)?,
+                    Parts::Aligned(all) => inner.write_slices(offset, &mut [IoSlice::new(&all)])?,
+                }
+                match persist {
+                    Persist::Volatile => Ok(()),
+                    // Not RWF_DSYNC: when that fails, one cannot tell a write that was refused (nothing
+                    // is lost) from a sync that failed (everything unsynced may be).
+                    Persist::Durable => inner.sync(),
+                }
+            })
+            .await
         })
     }
 
@@ -330,9 +354,6 @@ impl SlotStore for FileStore {
 impl Inner {
     /// Reads `len` bytes into `bytes`, which is empty and has room for them.
     fn read(&self, offset: u64, len: usize, mut bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
-        if let Some(direct) = self.direct {
-            return direct.read(&self.file, offset, len, bytes);
-        }
         while bytes.len() < len {
             let at = offset + bytes.len() as u64;
             // The capacity may be larger than asked for; what comes too much is cut off below.
@@ -347,15 +368,12 @@ impl Inner {
     }
 
     fn write(&self, offset: u64, parts: &[Bytes]) -> Result<(), StoreError> {
-        self.pace.wrote(parts.iter().map(Bytes::len).sum());
-        if self.direct.is_some() {
-            return self.write_slices(offset, &mut [IoSlice::new(&Aligned::copy_of(parts))]);
-        }
         let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         self.write_slices(offset, &mut slices)
     }
 
     fn write_slices(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> Result<(), StoreError> {
+        self.pace.wrote(slices.iter().map(|slice| slice.len()).sum());
         let mut rest = slices;
         let mut at = offset;
         // Empty parts go first, so that a call that writes nothing is an error below.

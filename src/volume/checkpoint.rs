@@ -69,7 +69,7 @@ struct Durable {
 /// What a checkpoint leads to.
 struct Folded {
     tree: Tree,
-    /// Pages that only the tree before had.
+    /// Pages that only the tree before had, not always all of them.
     replaced: Vec<Loc>,
     root: Durable,
 }

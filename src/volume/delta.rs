@@ -24,6 +24,17 @@ impl Run {
         let loc = self.loc.step(start.0 - self.sectors.start.0);
         Some(Self { sectors: SectorRange::new(start, end.0 - start.0), loc })
     }
+
+    /// The first `count` sectors of the run, and the rest if there is one.
+    pub(super) fn split(self, count: u64) -> (Self, Option<Self>) {
+        let Self { sectors, loc } = self;
+        if sectors.count <= count {
+            return (self, None);
+        }
+        let rest = SectorRange::new(Lba(sectors.start.0 + count), sectors.count - count);
+        let first = Self { sectors: SectorRange::new(sectors.start, count), loc };
+        (first, Some(Self { sectors: rest, loc: loc.step(count) }))
+    }
 }
 
 /// Newer entries of the index, by first sector; runs do not overlap.

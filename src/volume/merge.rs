@@ -18,6 +18,9 @@ use crate::format::page::{FANOUT, Inner, Leaf, Loc, TOP_LEVEL};
 use crate::geometry::{Lba, SectorRange};
 use crate::payload::RECORD_LEN;
 
+/// More pages than are in memory in most cases; what a merge takes does not grow with what a client trims.
+const REPLACED_MAX: usize = 1 << 16;
+
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What is to change in one part of the tree. Ascending, without overlaps.
@@ -67,7 +70,7 @@ pub(super) struct Merger<'a> {
     pub(super) core: &'a Core,
     pub(super) index: &'a mut IndexWriter,
     pub(super) change: LiveChange,
-    /// Pages of the old tree that the new one does not have.
+    /// Pages of the old tree that the new one does not have, at most [`REPLACED_MAX`] of them.
     pub(super) replaced: Vec<Loc>,
 }
 
@@ -211,7 +214,9 @@ impl Merger<'_> {
     fn drop_page(&mut self, loc: Loc) {
         if let Some(handle) = loc.handle() {
             self.change.remove(handle, loc.len());
-            self.replaced.push(loc);
+            if self.replaced.len() < REPLACED_MAX {
+                self.replaced.push(loc);
+            }
         }
     }
 }

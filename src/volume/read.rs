@@ -3,16 +3,20 @@
 //! A reader holds a guard while it uses locations, so their slots are not reused under it. Should a
 //! record fail to authenticate all the same, its location is looked up once more before the read fails.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
 use super::delta::{Resolved, Run, resolve};
-use super::io::fetch_store;
+use super::io::{Place, fetch_store};
 use super::tree::Tree;
 use super::turn::{PIECE_RECORDS, Turn};
 use super::{Core, VolumeError};
 use crate::buffers;
-use crate::cipher::SegmentKey;
 use crate::export::{Allocation, ExportError, Extent};
 use crate::format::FormatError;
 use crate::format::page::Loc;
@@ -21,6 +25,11 @@ use crate::payload::RECORD_LEN;
 
 /// Records read from the store at once: about 1 MiB.
 const READ_RECORDS_MAX: u64 = 256;
+/// Runs of one request that are fetched at once, where the store has to be waited for.
+const FETCHES_AT_ONCE: usize = 32;
+
+/// Records as they lie on the store, on their way.
+type Fetch<'a> = Pin<Box<dyn Future<Output = (Run, Result<(Place, Vec<u8>), VolumeError>)> + Send + 'a>>;
 
 impl Core {
     /// Reads `range` into `buf` and tells which parts of it are holes or zeros.
@@ -32,6 +41,8 @@ impl Core {
         }
         let mut zeros = Vec::new();
         let mut turn = Turn::new(&self.turns, range.len());
+        // Most reads have nothing to wait for.
+        let mut fetches = None;
         let (newer, tree, _guard) = self.resolve(range.covering_sectors());
         for (sectors, loc) in newer {
             let mut at = sectors.start;
@@ -48,9 +59,14 @@ impl Core {
                         .await
                         .map_err(|error| error.to_export())?,
                 };
-                self.read_run(run, range, buf, &mut zeros, &mut turn).await?;
+                self.read_run(run, range, buf, &mut zeros, &mut turn, &mut fetches).await?;
                 at = run.sectors.end();
             }
+        }
+        while let Some(under_way) = &mut fetches
+            && !under_way.is_empty()
+        {
+            self.finish_fetch(under_way, range, buf, &mut turn).await?;
         }
         Ok(zeros)
     }
@@ -83,13 +99,15 @@ impl Core {
         (resolved, map.tree.clone(), guard)
     }
 
-    async fn read_run(
-        &self,
+    /// Reads what of a run is at hand, and begins to fetch the rest.
+    async fn read_run<'a>(
+        &'a self,
         run: Run,
         range: ByteRange,
         buf: &mut [u8],
         zeros: &mut Vec<ByteRange>,
         turn: &mut Turn<'_>,
+        fetches: &mut Option<FuturesUnordered<Fetch<'a>>>,
     ) -> Result<(), ExportError> {
         if run.loc.handle().is_none() {
             let (from, to) = clip_bytes(run.sectors, range);
@@ -97,21 +115,60 @@ impl Core {
             push_joined(zeros, range.part(from - range.offset(), to - from), range);
             return Ok(());
         }
-        let mut done = 0;
-        while done < run.sectors.count {
-            let count = READ_RECORDS_MAX.min(run.sectors.count - done);
-            let sectors = SectorRange::new(Lba(run.sectors.start.0 + done), count);
-            let piece = Run { sectors, loc: run.loc.step(done) };
-            match self.read_records(piece, range, buf, turn).await {
-                Ok(()) => {}
-                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {
-                    self.read_again(sectors, range, buf, turn).await?;
+        let mut left = Some(run);
+        while let Some(run) = left {
+            let (piece, later) = run.split(READ_RECORDS_MAX);
+            left = later;
+            match self.read_at_hand(piece, range, buf, turn).await {
+                Ok(None) => {}
+                Ok(Some(rest)) => {
+                    turn.end();
+                    let under_way = fetches.get_or_insert_default();
+                    under_way.push(Box::pin(async move { (rest, self.fetch(rest).await) }));
+                    if under_way.len() >= FETCHES_AT_ONCE {
+                        self.finish_fetch(under_way, range, buf, turn).await?;
+                    }
                 }
-                Err(other) => return Err(other.to_export()),
+                Err(error) => self.read_after(error, piece.sectors, range, buf, turn).await?,
             }
-            done += count;
         }
         Ok(())
+    }
+
+    /// Waits for the next of the fetches, of which there is one at least, and opens what it brings.
+    async fn finish_fetch(
+        &self,
+        fetches: &mut FuturesUnordered<Fetch<'_>>,
+        range: ByteRange,
+        buf: &mut [u8],
+        turn: &mut Turn<'_>,
+    ) -> Result<(), ExportError> {
+        turn.end();
+        let (run, fetched) = fetches.next().await.expect("one is under way");
+        turn.begin().await;
+        let opened = fetched.and_then(|(place, records)| open_fetched(&place, run, range, buf, &records));
+        turn.opened(run.sectors.count).await;
+        match opened {
+            Ok(()) => Ok(()),
+            Err(error) => self.read_after(error, run.sectors, range, buf, turn).await,
+        }
+    }
+
+    /// Reads sectors once more after an error that may be one of their place only.
+    async fn read_after(
+        &self,
+        error: VolumeError,
+        sectors: SectorRange,
+        range: ByteRange,
+        buf: &mut [u8],
+        turn: &mut Turn<'_>,
+    ) -> Result<(), ExportError> {
+        match error {
+            VolumeError::Damaged { .. } | VolumeError::Inconsistent(_) => {
+                self.read_again(sectors, range, buf, turn).await
+            }
+            other => Err(other.to_export()),
+        }
     }
 
     /// Looks the sectors up afresh, one by one, and reads them; the second failure is the answer.
@@ -152,55 +209,60 @@ impl Core {
         buf: &mut [u8],
         turn: &mut Turn<'_>,
     ) -> Result<(), VolumeError> {
+        let Some(rest) = self.read_at_hand(run, range, buf, turn).await? else { return Ok(()) };
+        turn.end();
+        let (place, records) = self.fetch(rest).await?;
+        turn.begin().await;
+        open_fetched(&place, rest, range, buf, &records)
+    }
+
+    /// Reads and opens the records of a run that the store has at hand, up to the first that it has not; what is left.
+    async fn read_at_hand(
+        &self,
+        run: Run,
+        range: ByteRange,
+        buf: &mut [u8],
+        turn: &mut Turn<'_>,
+    ) -> Result<Option<Run>, VolumeError> {
         let place = self.segments.place(run.loc)?;
-        let offset = run.loc.offset();
         let len = index(run.sectors.count) * RECORD_LEN;
-        if offset + len as u64 > self.segments.segment_bytes {
+        if run.loc.offset() + len as u64 > self.segments.segment_bytes {
             return Err(VolumeError::Inconsistent("a run of records ends behind its segment".into()));
         }
-        let mut reply = Reply { phys: place.phys, key: &place.key, range, buf };
-        let mut done = 0;
+        let mut reply = Reply { place: &place, range, buf };
         turn.begin().await;
-        while done < run.sectors.count {
-            let count = PIECE_RECORDS.min(run.sectors.count - done);
-            let at = offset + done * RECORD_LEN as u64;
-            let first = Lba(run.sectors.start.0 + done);
-            let Some(read) = self.read_at_hand(&mut reply, at, first, count) else { break };
+        let mut left = Some(run);
+        while let Some(run) = left {
+            let (piece, later) = run.split(PIECE_RECORDS);
+            let Some(read) = self.try_piece(&mut reply, piece) else { return Ok(left) };
             read?;
-            done += count;
-            turn.opened(count).await;
+            turn.opened(piece.sectors.count).await;
+            left = later;
         }
-        if done < run.sectors.count {
-            // Not at hand: all that is left comes with one call.
-            let at = offset + done * RECORD_LEN as u64;
-            let left = index(run.sectors.count - done) * RECORD_LEN;
-            turn.end();
-            let records = fetch_store(&*self.store, place.phys + at, left).await?;
-            turn.begin().await;
-            reply.open(at, Lba(run.sectors.start.0 + done), &records)?;
-        }
-        Ok(())
+        Ok(None)
     }
 
     /// Reads and opens records that the store has at hand; `None` when it has not.
-    fn read_at_hand(
-        &self,
-        reply: &mut Reply<'_>,
-        at: u64,
-        first: Lba,
-        count: u64,
-    ) -> Option<Result<(), VolumeError>> {
+    fn try_piece(&self, reply: &mut Reply<'_>, piece: Run) -> Option<Result<(), VolumeError>> {
         let mut read = |records: &mut [u8]| {
-            let read = self.store.try_read_at(reply.phys + at, records)?;
-            Some(read.map_err(VolumeError::from).and_then(|()| reply.open(at, first, records)))
+            let read = self.store.try_read_at(reply.place.phys + piece.loc.offset(), records)?;
+            Some(read.map_err(VolumeError::from).and_then(|()| reply.open(piece, records)))
         };
-        if count == 1 {
+        if piece.sectors.count == 1 {
             return read(&mut [0; RECORD_LEN]);
         }
-        let mut records = buffers::take(index(count) * RECORD_LEN);
+        let mut records = buffers::take(index(piece.sectors.count) * RECORD_LEN);
         let outcome = read(&mut records);
         buffers::give(records);
         outcome
+    }
+
+    /// The records of a run as they lie on the store, with one call.
+    async fn fetch(&self, run: Run) -> Result<(Place, Vec<u8>), VolumeError> {
+        let place = self.segments.place(run.loc)?;
+        let len = index(run.sectors.count) * RECORD_LEN;
+        let records = fetch_store(&*self.store, place.phys + run.loc.offset(), len).await?;
+        Ok((place, records))
     }
 
     /// Brings the index pages of a range into memory.
@@ -249,36 +311,45 @@ impl Core {
 
 /// Where opened records go.
 struct Reply<'a> {
-    phys: u64,
-    key: &'a SegmentKey,
+    place: &'a Place,
     range: ByteRange,
     buf: &'a mut [u8],
 }
 
 impl Reply<'_> {
-    /// Opens the records at `offset` of the segment, of the sectors from `first` on.
-    fn open(&mut self, offset: u64, first: Lba, records: &[u8]) -> Result<(), VolumeError> {
+    /// Opens the records of a run, all of them or up to the first that cannot be.
+    fn open(&mut self, run: Run, records: &[u8]) -> Result<(), VolumeError> {
         let range = self.range;
         for (i, record) in (0u64..).zip(records.chunks_exact(RECORD_LEN)) {
-            let lba = Lba(first.0 + i);
-            let at = offset + i * RECORD_LEN as u64;
+            let lba = Lba(run.sectors.start.0 + i);
+            let at = run.loc.step(i).offset();
             let damaged = |_| {
                 let source = FormatError::Authentication("sector");
-                VolumeError::damaged("sector", self.phys + at, source)
+                VolumeError::damaged("sector", self.place.phys + at, source)
             };
             let (from, to) = clip_bytes(SectorRange::new(lba, 1), range);
             let target = &mut self.buf[index(from - range.offset())..index(to - range.offset())];
             if target.len() == SECTOR_LEN {
-                self.key.open_record(at, lba, record, target).map_err(damaged)?;
+                self.place.key.open_record(at, lba, record, target).map_err(damaged)?;
             } else {
                 let mut sector = [0; SECTOR_LEN];
-                self.key.open_record(at, lba, record, &mut sector).map_err(damaged)?;
+                self.place.key.open_record(at, lba, record, &mut sector).map_err(damaged)?;
                 let skip = index(from - lba.byte_offset());
                 target.copy_from_slice(&sector[skip..skip + target.len()]);
             }
         }
         Ok(())
     }
+}
+
+fn open_fetched(
+    place: &Place,
+    run: Run,
+    range: ByteRange,
+    buf: &mut [u8],
+    records: &[u8],
+) -> Result<(), VolumeError> {
+    Reply { place, range, buf }.open(run, records)
 }
 
 /// The bytes of `sectors` that lie in `range`, as offsets on the export.
@@ -298,3 +369,6 @@ fn push_joined(zeros: &mut Vec<ByteRange>, next: ByteRange, whole: ByteRange) {
 fn index(at: u64) -> usize {
     usize::try_from(at).expect("requests fit in memory")
 }
+
+#[cfg(test)]
+mod tests;

@@ -229,19 +229,6 @@ impl Batch {
     }
 }
 
-impl Run {
-    /// The first `count` sectors of the run, and the rest if there is one.
-    fn split(self, count: u64) -> (Self, Option<Self>) {
-        let Self { sectors, loc } = self;
-        if sectors.count <= count {
-            return (self, None);
-        }
-        let rest = SectorRange::new(Lba(sectors.start.0 + count), sectors.count - count);
-        let first = Self { sectors: SectorRange::new(sectors.start, count), loc };
-        (first, Some(Self { sectors: rest, loc: loc.step(count) }))
-    }
-}
-
 impl Core {
     /// Sectors that a cold segment holds, about.
     fn sectors_per_cold_segment(&self) -> u64 {
@@ -342,4 +329,4 @@ fn score(row: &Row, now: u64, segment: u64) -> u64 {
 const _: () = assert!(RECORDS_MAX <= ENTRIES_MAX, "every record of a cold chunk may be an entry of its own");
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -6,9 +6,10 @@
 use std::fs::File;
 use std::ops::{Deref, DerefMut};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
+use crate::buffers;
 use crate::store::StoreError;
 
 /// Units that devices have, the smallest first.
@@ -26,7 +27,7 @@ impl Direct {
     /// Finds out the unit by reading; `None` when neither will do.
     pub(super) fn of(file: &File) -> Option<Self> {
         let works = |unit: &u32| {
-            let mut memory = Aligned::zeroed(*unit as usize);
+            let mut memory = Aligned::unfilled(*unit as usize);
             // A file that is empty or has a hole there answers as well.
             rustix::io::pread(file, &mut memory[..], u64::from(*unit)).is_ok()
         };
@@ -38,7 +39,12 @@ impl Direct {
         self.unit
     }
 
-    /// Reads `len` bytes at `offset`.
+    /// Memory for a read of `len` bytes at `offset`.
+    pub(super) fn memory(self, offset: u64, len: usize) -> Vec<u8> {
+        vec![0; self.before(offset) + len + self.unit as usize + ALIGN]
+    }
+
+    /// Reads `len` bytes at `offset` by way of their [`memory`](Self::memory), which is what is given back.
     ///
     /// # Errors
     /// [`StoreError::ShortRead`] where the file ends before, the operating system's.
@@ -47,18 +53,19 @@ impl Direct {
         file: &File,
         offset: u64,
         len: usize,
-        mut bytes: Vec<u8>,
+        mut memory: Vec<u8>,
     ) -> Result<Vec<u8>, StoreError> {
-        let unit = u64::from(self.unit);
-        let before = index(offset % unit);
-        let whole = (before + len).next_multiple_of(index(unit));
-        let start = offset - offset % unit;
-        let mut memory = Aligned::zeroed(whole);
+        let unit = self.unit as usize;
+        let before = self.before(offset);
+        let whole = (before + len).next_multiple_of(unit);
+        let at = memory.as_ptr().align_offset(ALIGN);
+        let target = &mut memory[at..][..whole];
+        let start = offset - before as u64;
         let mut got = 0;
         while got < before + len {
-            match rustix::io::pread(file, &mut memory[got..], start + got as u64) {
+            match rustix::io::pread(file, &mut target[got..], start + got as u64) {
                 // Only at its end a file gives less than whole units.
-                Ok(now) if now == 0 || !(got + now).is_multiple_of(index(unit)) => {
+                Ok(now) if now == 0 || !(got + now).is_multiple_of(unit) => {
                     got += now;
                     break;
                 }
@@ -70,28 +77,35 @@ impl Direct {
         if got < before + len {
             return Err(StoreError::ShortRead { offset, wanted: len, got: got.saturating_sub(before) });
         }
-        bytes.extend_from_slice(&memory[before..before + len]);
-        Ok(bytes)
+        memory.copy_within(at + before..at + before + len, 0);
+        memory.truncate(len);
+        Ok(memory)
+    }
+
+    /// Bytes between the unit's boundary before `offset` and it.
+    fn before(self, offset: u64) -> usize {
+        usize::try_from(offset % u64::from(self.unit)).expect("less than a unit")
     }
 }
 
 /// Memory that begins at a multiple of [`ALIGN`].
 pub(super) struct Aligned {
-    memory: Vec<u8>,
+    memory: BytesMut,
     start: usize,
     len: usize,
 }
 
 impl Aligned {
-    fn zeroed(len: usize) -> Self {
-        let memory = vec![0; len + ALIGN];
+    /// `len` bytes with any content.
+    fn unfilled(len: usize) -> Self {
+        let memory = buffers::take(len + ALIGN);
         let start = memory.as_ptr().align_offset(ALIGN);
         Self { memory, start, len }
     }
 
     /// The parts one behind the other.
     pub(super) fn copy_of(parts: &[Bytes]) -> Self {
-        let mut all = Self::zeroed(parts.iter().map(Bytes::len).sum());
+        let mut all = Self::unfilled(parts.iter().map(Bytes::len).sum());
         let mut rest = &mut all[..];
         for part in parts {
             let (now, later) = rest.split_at_mut(part.len());
@@ -99,6 +113,12 @@ impl Aligned {
             rest = later;
         }
         all
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.memory));
     }
 }
 
@@ -114,8 +134,4 @@ impl DerefMut for Aligned {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..][..self.len]
     }
-}
-
-fn index(at: u64) -> usize {
-    usize::try_from(at).expect("a request fits in memory")
 }

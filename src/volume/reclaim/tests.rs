@@ -28,14 +28,15 @@ async fn fresh(size: u64, spare: OverProvisioning) -> Volume {
     fresh_on(Arc::new(MemoryStore::new(geometry.store_bytes())), geometry).await
 }
 
-async fn fresh_on(store: Arc<MemoryStore>, geometry: Geometry) -> Volume {
+/// A new volume on `store`, open.
+pub(in crate::volume) async fn fresh_on(store: Arc<dyn SlotStore>, geometry: Geometry) -> Volume {
     let manager = || Keyfile::from_secret(Secret32::take(&mut [7; 32]));
     let mut new = NewVolume::prepare(geometry, 512, "reclaim", Engine::default()).unwrap();
     new.add_key(&manager(), 0).await.unwrap();
     new.write(store.clone()).await.unwrap();
     let header = read_header(&*store).await.unwrap();
     let unlocked = header.unlock(Engine::default(), &[Box::new(manager()) as _]).await.unwrap();
-    Volume::open(store as Arc<dyn SlotStore>, unlocked, OpenMode::ReadWrite).await.unwrap()
+    Volume::open(store, unlocked, OpenMode::ReadWrite).await.unwrap()
 }
 
 fn sectors(volume: &Volume, lba: u64, count: u64) -> ByteRange {

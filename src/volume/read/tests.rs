@@ -1,0 +1,121 @@
+//! Long reads where the store has to be waited for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep};
+
+use crate::export::{Durability, Export};
+use crate::geometry::{ByteRange, SECTOR_BYTES, SECTOR_LEN};
+use crate::payload::Payload;
+use crate::store::memory::MemoryStore;
+use crate::store::{BoxFuture, Capability, Persist, SlotStore, StoreError};
+use crate::volume::Volume;
+use crate::volume::create::Geometry;
+use crate::volume::reclaim::tests::fresh_on;
+
+const SIZE: u64 = 16 << 20;
+/// Sectors of the longest read here.
+const SECTORS: u64 = 256;
+const DISTANCE: Duration = Duration::from_millis(1);
+
+/// A store whose reads take a millisecond each, as many at once as one likes.
+struct Distant(Arc<MemoryStore>);
+
+impl SlotStore for Distant {
+    fn capability(&self) -> Capability {
+        self.0.capability()
+    }
+
+    fn describe(&self) -> String {
+        "distant".into()
+    }
+
+    fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
+        Box::pin(async move {
+            sleep(DISTANCE).await;
+            self.0.read_at(offset, len).await
+        })
+    }
+
+    fn write_at(
+        &self,
+        offset: u64,
+        parts: Vec<Bytes>,
+        persist: Persist,
+    ) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.0.write_at(offset, parts, persist)
+    }
+
+    fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.0.sync()
+    }
+
+    fn extend(&self, size: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.0.extend(size)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.0.discard(offset, len)
+    }
+}
+
+fn range(lba: u64, count: u64) -> ByteRange {
+    ByteRange::within(lba * SECTOR_BYTES, count * SECTOR_BYTES, SIZE).unwrap()
+}
+
+/// A volume whose sectors lie in an order of their own: no two of them follow each other.
+async fn scattered() -> (Arc<MemoryStore>, Volume) {
+    let geometry = Geometry::for_export(SIZE).unwrap();
+    let memory = Arc::new(MemoryStore::new(geometry.store_bytes()));
+    let volume = fresh_on(Arc::new(Distant(memory.clone())), geometry).await;
+    for lba in (0..SECTORS).step_by(2).chain((1..SECTORS).step_by(2)) {
+        let payload = Payload::copy_of(range(lba, 1), &[fill(lba); SECTOR_LEN]);
+        volume.write(payload, Durability::Accepted).await.unwrap();
+    }
+    (memory, volume)
+}
+
+fn fill(lba: u64) -> u8 {
+    u8::try_from(lba % 251 + 1).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn scattered_sectors_of_one_read_are_fetched_together() {
+    let (_memory, volume) = scattered().await;
+    let mut data = vec![0xee; (SECTORS * SECTOR_BYTES) as usize];
+    let began = Instant::now();
+    volume.read(range(0, SECTORS), &mut data).await.unwrap();
+    assert!(began.elapsed() < DISTANCE * 20, "{:?} for {SECTORS} sectors", began.elapsed());
+    for (lba, sector) in (0..SECTORS).zip(data.chunks_exact(SECTOR_LEN)) {
+        assert!(sector.iter().all(|byte| *byte == fill(lba)), "sector {lba}");
+    }
+    // Edges within sectors.
+    let (from, len) = (SECTOR_BYTES + 100, 40 * SECTOR_BYTES);
+    let mut part = vec![0xee; len as usize];
+    volume.read(ByteRange::within(from, len, SIZE).unwrap(), &mut part).await.unwrap();
+    assert_eq!(part, data[from as usize..][..part.len()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_sector_among_many_that_are_fetched_fails_the_read() {
+    let (memory, volume) = scattered().await;
+    let wanted = [fill(77); 64];
+    let content = memory.read_raw(0, memory.capability().size as usize);
+    let mut data = vec![0; (SECTORS * SECTOR_BYTES) as usize];
+    volume.read(range(0, SECTORS), &mut data).await.unwrap();
+    assert_eq!(data[77 * SECTOR_LEN..][..64], wanted);
+    // Wherever it lies: everything is damaged and put back, but for one half of the store at a time.
+    let half = content.len() / 2;
+    let mut failed = 0;
+    for damaged in [0..half, half..content.len()] {
+        let broken: Vec<u8> = content[damaged.clone()].iter().map(|byte| byte ^ 1).collect();
+        memory.write_raw(damaged.start as u64, &broken);
+        failed += usize::from(volume.read(range(0, SECTORS), &mut data).await.is_err());
+        memory.write_raw(damaged.start as u64, &content[damaged]);
+    }
+    assert!(failed > 0, "what was damaged was read");
+    assert!(volume.status().authentication_failures > 0);
+    volume.read(range(0, SECTORS), &mut data).await.unwrap();
+}
