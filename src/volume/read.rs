@@ -44,6 +44,7 @@ impl Core {
         // Most reads have nothing to wait for.
         let mut fetches = None;
         let (newer, tree, _guard) = self.resolve(range.covering_sectors());
+        let mut walk = self.pages.walk(&self.segments, &tree);
         for (sectors, loc) in newer {
             let mut at = sectors.start;
             while at < sectors.end() {
@@ -53,11 +54,7 @@ impl Core {
                         let whole = Run { sectors, loc };
                         whole.clip(SectorRange::new(at, left)).expect("the run covers the window")
                     }
-                    None => self
-                        .pages
-                        .run_at(&self.segments, &tree, at, left)
-                        .await
-                        .map_err(|error| error.to_export())?,
+                    None => walk.run_at(at, left).await.map_err(|error| error.to_export())?,
                 };
                 self.read_run(run, range, buf, &mut zeros, &mut turn, &mut fetches).await?;
                 at = run.sectors.end();
@@ -184,7 +181,7 @@ impl Core {
             let run = match newer.as_slice() {
                 [(sectors, Some(loc))] => Run { sectors: *sectors, loc: *loc },
                 _ => {
-                    let found = self.pages.run_at(&self.segments, &tree, Lba(lba), 1).await;
+                    let found = self.pages.walk(&self.segments, &tree).run_at(Lba(lba), 1).await;
                     found.map_err(|error| error.to_export())?
                 }
             };
@@ -279,16 +276,14 @@ impl Core {
         self.check_end(range)?;
         let mut extents: Vec<Extent> = Vec::new();
         let (newer, tree, _guard) = self.resolve(range.covering_sectors());
+        let mut walk = self.pages.walk(&self.segments, &tree);
         for (sectors, loc) in newer {
             let mut at = sectors.start;
             while at < sectors.end() {
                 let left = sectors.end().0 - at.0;
                 let run = match loc {
                     Some(loc) => Run { sectors: SectorRange::new(at, left), loc },
-                    None => {
-                        let found = self.pages.run_at(&self.segments, &tree, at, left).await;
-                        found.map_err(|error| error.to_export())?
-                    }
+                    None => walk.run_at(at, left).await.map_err(|error| error.to_export())?,
                 };
                 let allocation = match run.loc {
                     Loc::HOLE => Allocation::Hole,

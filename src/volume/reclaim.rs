@@ -280,12 +280,13 @@ impl Core {
         let mut found: Vec<Run> = Vec::new();
         let mut at = run.sectors.start;
         let (newer, tree, _guard) = self.resolve(run.sectors);
+        let mut walk = self.pages.walk(&self.segments, &tree);
         for (sectors, loc) in newer {
             while at < sectors.end() {
                 let left = SectorRange::new(at, sectors.end().0 - at.0);
                 let current = match loc {
                     Some(loc) => Run { sectors, loc }.clip(left).expect("inside"),
-                    None => self.pages.run_at(&self.segments, &tree, at, left.count).await?,
+                    None => walk.run_at(at, left.count).await?,
                 };
                 let here = run.clip(current.sectors).expect("inside the run");
                 if here.loc == current.loc {

@@ -162,42 +162,70 @@ impl Pages {
         }
     }
 
+    /// Looks sectors up in a tree.
+    pub(super) fn walk<'a>(&'a self, segments: &'a SegmentReader, tree: &'a Tree) -> Walk<'a> {
+        Walk { pages: self, segments, tree, leaf: None }
+    }
+}
+
+/// Looks up one sector after the other. Remembers the last leaf, since the next sector is in it most of the time.
+pub(super) struct Walk<'a> {
+    pages: &'a Pages,
+    segments: &'a SegmentReader,
+    tree: &'a Tree,
+    leaf: Option<(u64, Arc<Leaf>)>,
+}
+
+impl Walk<'_> {
     /// The longest run known at once from sector `at` on: what the tree says of it, not longer than
     /// `count`. Costs at most three pages, whatever the length of the run. Behind the end there is a hole: whoever
     /// reads there began before the volume became smaller.
-    pub(super) async fn run_at(
-        &self,
-        segments: &SegmentReader,
-        tree: &Tree,
-        at: Lba,
-        count: u64,
-    ) -> Result<Run, VolumeError> {
-        let window = SectorRange::new(at, count);
+    ///
+    /// # Errors
+    /// The store's, [`VolumeError::Damaged`], [`VolumeError::Inconsistent`].
+    pub(super) async fn run_at(&mut self, at: Lba, count: u64) -> Result<Run, VolumeError> {
+        let number = at.0 / page_sectors(0);
+        if self.leaf.as_ref().is_none_or(|(found, _)| *found != number) {
+            match self.find_leaf(at).await? {
+                Found::Leaf(leaf) => self.leaf = Some((number, leaf)),
+                Found::All(run) => {
+                    return Ok(run.clip(SectorRange::new(at, count)).expect("it covers the sector"));
+                }
+            }
+        }
+        let (_, leaf) = self.leaf.as_ref().expect("it was found");
+        let in_leaf = usize::try_from(at.0 % FANOUT as u64).expect("below 512");
+        let (loc, len) = leaf.run_at(in_leaf, usize::try_from(count).unwrap_or(usize::MAX));
+        let run = Run { sectors: SectorRange::new(at, len as u64), loc };
+        Ok(run.clip(SectorRange::new(at, count)).expect("the run starts in the window"))
+    }
+
+    /// The leaf of a sector, or what a page above it says of all below.
+    async fn find_leaf(&self, at: Lba) -> Result<Found, VolumeError> {
+        let Self { pages, segments, tree, .. } = self;
         let number = |level| at.0 / page_sectors(level);
-        let whole = |level, loc| {
-            let run = Run { sectors: page_range(level, number(level)), loc };
-            run.clip(window).expect("the page covers the sector")
-        };
-        let index = |level: u8| {
-            let below = if level == 0 { at.0 } else { number(level - 1) };
-            usize::try_from(below % FANOUT as u64).expect("below 512")
-        };
         let top = usize::try_from(number(TOP_LEVEL)).expect("at most 8192");
         let Some(mut loc) = tree.tops.get(top).copied() else {
-            return Ok(Run { sectors: window, loc: Loc::HOLE });
+            let behind = SectorRange::new(at, u64::MAX - at.0);
+            return Ok(Found::All(Run { sectors: behind, loc: Loc::HOLE }));
         };
         for level in (1..=TOP_LEVEL).rev() {
             if loc.handle().is_none() {
-                return Ok(whole(level, loc));
+                return Ok(Found::All(Run { sectors: page_range(level, number(level)), loc }));
             }
-            loc = self.inner(segments, loc, level, number(level)).await?.children[index(level)];
+            let child = usize::try_from(number(level - 1) % FANOUT as u64).expect("below 512");
+            loc = pages.inner(segments, loc, level, number(level)).await?.children[child];
         }
         if loc.handle().is_none() {
-            return Ok(whole(0, loc));
+            return Ok(Found::All(Run { sectors: page_range(0, number(0)), loc }));
         }
-        let leaf = self.leaf(segments, loc, number(0)).await?;
-        let (loc, len) = leaf.run_at(index(0), usize::try_from(count).unwrap_or(usize::MAX));
-        let sectors = SectorRange::new(at, len as u64);
-        Ok(Run { sectors, loc }.clip(window).expect("the run starts in the window"))
+        pages.leaf(segments, loc, number(0)).await.map(Found::Leaf)
     }
+}
+
+/// What a sector is found in.
+enum Found {
+    Leaf(Arc<Leaf>),
+    /// All of its sectors are the same.
+    All(Run),
 }

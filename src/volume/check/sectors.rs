@@ -68,7 +68,7 @@ impl Core {
                         None => {
                             // Beyond the window only to see how far a hole goes.
                             let ahead = if part.end() == window.end() { sectors - from.0 } else { left };
-                            self.pages.run_at(&self.segments, &tree, from, ahead).await
+                            self.pages.walk(&self.segments, &tree).run_at(from, ahead).await
                         }
                     };
                     let run = match found {

@@ -18,6 +18,7 @@ use crate::volume::reclaim::tests::fresh_on;
 const SIZE: u64 = 16 << 20;
 /// Sectors of the longest read here.
 const SECTORS: u64 = 256;
+const READ_LEN: usize = 256 * SECTOR_LEN;
 const DISTANCE: Duration = Duration::from_millis(1);
 
 /// A store whose reads take a millisecond each, as many at once as one likes.
@@ -84,7 +85,7 @@ fn fill(lba: u64) -> u8 {
 #[tokio::test(start_paused = true)]
 async fn scattered_sectors_of_one_read_are_fetched_together() {
     let (_memory, volume) = scattered().await;
-    let mut data = vec![0xee; (SECTORS * SECTOR_BYTES) as usize];
+    let mut data = vec![0xee; READ_LEN];
     let began = Instant::now();
     volume.read(range(0, SECTORS), &mut data).await.unwrap();
     assert!(began.elapsed() < DISTANCE * 20, "{:?} for {SECTORS} sectors", began.elapsed());
@@ -92,18 +93,18 @@ async fn scattered_sectors_of_one_read_are_fetched_together() {
         assert!(sector.iter().all(|byte| *byte == fill(lba)), "sector {lba}");
     }
     // Edges within sectors.
-    let (from, len) = (SECTOR_BYTES + 100, 40 * SECTOR_BYTES);
-    let mut part = vec![0xee; len as usize];
-    volume.read(ByteRange::within(from, len, SIZE).unwrap(), &mut part).await.unwrap();
-    assert_eq!(part, data[from as usize..][..part.len()]);
+    let mut part = vec![0xee; 40 * SECTOR_LEN];
+    let edges = ByteRange::within(SECTOR_BYTES + 100, 40 * SECTOR_BYTES, SIZE).unwrap();
+    volume.read(edges, &mut part).await.unwrap();
+    assert_eq!(part, data[SECTOR_LEN + 100..][..part.len()]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_damaged_sector_among_many_that_are_fetched_fails_the_read() {
     let (memory, volume) = scattered().await;
     let wanted = [fill(77); 64];
-    let content = memory.read_raw(0, memory.capability().size as usize);
-    let mut data = vec![0; (SECTORS * SECTOR_BYTES) as usize];
+    let content = memory.read_raw(0, usize::try_from(memory.capability().size).unwrap());
+    let mut data = vec![0; READ_LEN];
     volume.read(range(0, SECTORS), &mut data).await.unwrap();
     assert_eq!(data[77 * SECTOR_LEN..][..64], wanted);
     // Wherever it lies: everything is damaged and put back, but for one half of the store at a time.

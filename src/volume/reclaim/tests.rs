@@ -195,7 +195,7 @@ async fn moves_take_effect_in_whatever_order_they_were_made() {
     for moved in moves {
         for step in 0..moved.sectors.count {
             let lba = Lba(moved.sectors.start.0 + step);
-            let found = volume.core.pages.run_at(&volume.core.segments, &tree, lba, 1).await.unwrap();
+            let found = volume.core.pages.walk(&volume.core.segments, &tree).run_at(lba, 1).await.unwrap();
             assert_eq!(found.loc, moved.new.step(step), "sector {lba}");
         }
     }
