@@ -41,10 +41,16 @@ pub fn give(buffer: BytesMut) {
     }
     let mut kept = lock();
     let mut bytes = kept.iter().map(BytesMut::capacity).sum::<usize>() + buffer.capacity();
+    let mut gone = Vec::new();
     while bytes > KEPT_BYTES_MAX {
-        bytes -= kept.remove(0).capacity();
+        let first = kept.remove(0);
+        bytes -= first.capacity();
+        gone.push(first);
     }
     kept.push(buffer);
+    drop(kept);
+    // Given back to the kernel while nobody waits.
+    drop(gone);
 }
 
 /// How long a new buffer is made for a request of `len` bytes: a write's holds a tag of 16 bytes behind every sector, and

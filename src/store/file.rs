@@ -229,12 +229,6 @@ impl FileStore {
     }
 }
 
-/// What a thread that may block is to write.
-enum Parts {
-    AsGiven(Vec<Bytes>),
-    Aligned(Aligned),
-}
-
 impl SlotStore for FileStore {
     fn capability(&self) -> Capability {
         let write_unit = self.inner.direct.map_or(WRITE_UNIT, Direct::unit);
@@ -303,12 +297,9 @@ impl SlotStore for FileStore {
                 return self.inner.write(offset, &parts);
             }
             // Copied here for the same reason as above.
-            let parts = if direct { Parts::Aligned(Aligned::copy_of(&parts)) } else { Parts::AsGiven(parts) };
+            let parts = if direct { vec![Bytes::from_owner(Aligned::copy_of(&parts))] } else { parts };
             self.off_thread(move |inner| {
-                match parts {
-                    Parts::AsGiven(parts) => inner.write(offset, &parts)?,
-                    Parts::Aligned(all) => inner.write_slices(offset, &mut [IoSlice::new(&all)])?,
-                }
+                inner.write(offset, &parts)?;
                 match persist {
                     Persist::Volatile => Ok(()),
                     // Not RWF_DSYNC: when that fails, one cannot tell a write that was refused (nothing

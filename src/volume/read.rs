@@ -23,13 +23,40 @@ use crate::format::page::Loc;
 use crate::geometry::{ByteRange, Lba, SECTOR_BYTES, SECTOR_LEN, SectorRange};
 use crate::payload::RECORD_LEN;
 
-/// Records read from the store at once: about 1 MiB.
+/// Records of one request that are read from the store at once: about 1 MiB.
 const READ_RECORDS_MAX: u64 = 256;
 /// Runs of one request that are fetched at once, where the store has to be waited for.
 const FETCHES_AT_ONCE: usize = 32;
 
 /// Records as they lie on the store, on their way.
 type Fetch<'a> = Pin<Box<dyn Future<Output = (Run, Result<(Place, Vec<u8>), VolumeError>)> + Send + 'a>>;
+
+/// What of one request is on its way.
+#[derive(Default)]
+struct Fetches<'a> {
+    /// None for most requests: they have nothing to wait for.
+    under_way: Option<FuturesUnordered<Fetch<'a>>>,
+    records: u64,
+}
+
+impl<'a> Fetches<'a> {
+    fn has_room_for(&self, run: Run) -> bool {
+        let runs = self.under_way.as_ref().map_or(0, FuturesUnordered::len);
+        runs == 0 || runs < FETCHES_AT_ONCE && self.records + run.sectors.count <= READ_RECORDS_MAX
+    }
+
+    fn begin(&mut self, run: Run, fetch: Fetch<'a>) {
+        self.records += run.sectors.count;
+        self.under_way.get_or_insert_default().push(fetch);
+    }
+
+    /// The next that arrives; `None` when nothing is on its way.
+    async fn next(&mut self) -> Option<(Run, Result<(Place, Vec<u8>), VolumeError>)> {
+        let arrived = self.under_way.as_mut()?.next().await?;
+        self.records -= arrived.0.sectors.count;
+        Some(arrived)
+    }
+}
 
 impl Core {
     /// Reads `range` into `buf` and tells which parts of it are holes or zeros.
@@ -41,8 +68,7 @@ impl Core {
         }
         let mut zeros = Vec::new();
         let mut turn = Turn::new(&self.turns, range.len());
-        // Most reads have nothing to wait for.
-        let mut fetches = None;
+        let mut fetches = Fetches::default();
         let (newer, tree, _guard) = self.resolve(range.covering_sectors());
         let mut walk = self.pages.walk(&self.segments, &tree);
         for (sectors, loc) in newer {
@@ -60,11 +86,7 @@ impl Core {
                 at = run.sectors.end();
             }
         }
-        while let Some(under_way) = &mut fetches
-            && !under_way.is_empty()
-        {
-            self.finish_fetch(under_way, range, buf, &mut turn).await?;
-        }
+        while self.finish_fetch(&mut fetches, range, buf, &mut turn).await? {}
         Ok(zeros)
     }
 
@@ -104,7 +126,7 @@ impl Core {
         buf: &mut [u8],
         zeros: &mut Vec<ByteRange>,
         turn: &mut Turn<'_>,
-        fetches: &mut Option<FuturesUnordered<Fetch<'a>>>,
+        fetches: &mut Fetches<'a>,
     ) -> Result<(), ExportError> {
         if run.loc.handle().is_none() {
             let (from, to) = clip_bytes(run.sectors, range);
@@ -119,12 +141,11 @@ impl Core {
             match self.read_at_hand(piece, range, buf, turn).await {
                 Ok(None) => {}
                 Ok(Some(rest)) => {
-                    turn.end();
-                    let under_way = fetches.get_or_insert_default();
-                    under_way.push(Box::pin(async move { (rest, self.fetch(rest).await) }));
-                    if under_way.len() >= FETCHES_AT_ONCE {
-                        self.finish_fetch(under_way, range, buf, turn).await?;
+                    while !fetches.has_room_for(rest) {
+                        self.finish_fetch(fetches, range, buf, turn).await?;
                     }
+                    turn.end();
+                    fetches.begin(rest, Box::pin(async move { (rest, self.fetch(rest).await) }));
                 }
                 Err(error) => self.read_after(error, piece.sectors, range, buf, turn).await?,
             }
@@ -132,23 +153,23 @@ impl Core {
         Ok(())
     }
 
-    /// Waits for the next of the fetches, of which there is one at least, and opens what it brings.
+    /// Waits for the next of the fetches and opens what it brings; whether there was one.
     async fn finish_fetch(
         &self,
-        fetches: &mut FuturesUnordered<Fetch<'_>>,
+        fetches: &mut Fetches<'_>,
         range: ByteRange,
         buf: &mut [u8],
         turn: &mut Turn<'_>,
-    ) -> Result<(), ExportError> {
+    ) -> Result<bool, ExportError> {
         turn.end();
-        let (run, fetched) = fetches.next().await.expect("one is under way");
+        let Some((run, fetched)) = fetches.next().await else { return Ok(false) };
         turn.begin().await;
         let opened = fetched.and_then(|(place, records)| open_fetched(&place, run, range, buf, &records));
         turn.opened(run.sectors.count).await;
-        match opened {
-            Ok(()) => Ok(()),
-            Err(error) => self.read_after(error, run.sectors, range, buf, turn).await,
+        if let Err(error) = opened {
+            self.read_after(error, run.sectors, range, buf, turn).await?;
         }
+        Ok(true)
     }
 
     /// Reads sectors once more after an error that may be one of their place only.

@@ -41,7 +41,7 @@ impl Direct {
 
     /// Memory for a read of `len` bytes at `offset`.
     pub(super) fn memory(self, offset: u64, len: usize) -> Vec<u8> {
-        vec![0; self.before(offset) + len + self.unit as usize + ALIGN]
+        vec![0; self.whole(offset, len) + ALIGN]
     }
 
     /// Reads `len` bytes at `offset` by way of their [`memory`](Self::memory), which is what is given back.
@@ -57,9 +57,8 @@ impl Direct {
     ) -> Result<Vec<u8>, StoreError> {
         let unit = self.unit as usize;
         let before = self.before(offset);
-        let whole = (before + len).next_multiple_of(unit);
         let at = memory.as_ptr().align_offset(ALIGN);
-        let target = &mut memory[at..][..whole];
+        let target = &mut memory[at..][..self.whole(offset, len)];
         let start = offset - before as u64;
         let mut got = 0;
         while got < before + len {
@@ -80,6 +79,11 @@ impl Direct {
         memory.copy_within(at + before..at + before + len, 0);
         memory.truncate(len);
         Ok(memory)
+    }
+
+    /// Length of the whole units that hold `len` bytes at `offset`.
+    fn whole(self, offset: u64, len: usize) -> usize {
+        (self.before(offset) + len).next_multiple_of(self.unit as usize)
     }
 
     /// Bytes between the unit's boundary before `offset` and it.
@@ -113,6 +117,12 @@ impl Aligned {
             rest = later;
         }
         all
+    }
+}
+
+impl AsRef<[u8]> for Aligned {
+    fn as_ref(&self) -> &[u8] {
+        self
     }
 }
 

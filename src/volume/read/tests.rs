@@ -1,6 +1,7 @@
 //! Long reads where the store has to be waited for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::export::{Durability, Export};
 use crate::geometry::{ByteRange, SECTOR_BYTES, SECTOR_LEN};
-use crate::payload::Payload;
+use crate::payload::{Payload, RECORD_LEN};
 use crate::store::memory::MemoryStore;
 use crate::store::{BoxFuture, Capability, Persist, SlotStore, StoreError};
 use crate::volume::Volume;
@@ -22,11 +23,21 @@ const READ_LEN: usize = 256 * SECTOR_LEN;
 const DISTANCE: Duration = Duration::from_millis(1);
 
 /// A store whose reads take a millisecond each, as many at once as one likes.
-struct Distant(Arc<MemoryStore>);
+struct Distant {
+    inner: Arc<MemoryStore>,
+    /// Bytes of reads under way, now and at most.
+    under_way: (AtomicUsize, AtomicUsize),
+}
+
+impl Distant {
+    fn new(inner: &Arc<MemoryStore>) -> Self {
+        Self { inner: inner.clone(), under_way: (AtomicUsize::new(0), AtomicUsize::new(0)) }
+    }
+}
 
 impl SlotStore for Distant {
     fn capability(&self) -> Capability {
-        self.0.capability()
+        self.inner.capability()
     }
 
     fn describe(&self) -> String {
@@ -35,8 +46,11 @@ impl SlotStore for Distant {
 
     fn read_at(&self, offset: u64, len: usize) -> BoxFuture<'_, Result<Vec<u8>, StoreError>> {
         Box::pin(async move {
+            let (now, most) = &self.under_way;
+            most.fetch_max(now.fetch_add(len, Ordering::Relaxed) + len, Ordering::Relaxed);
             sleep(DISTANCE).await;
-            self.0.read_at(offset, len).await
+            now.fetch_sub(len, Ordering::Relaxed);
+            self.inner.read_at(offset, len).await
         })
     }
 
@@ -46,19 +60,19 @@ impl SlotStore for Distant {
         parts: Vec<Bytes>,
         persist: Persist,
     ) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.0.write_at(offset, parts, persist)
+        self.inner.write_at(offset, parts, persist)
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.0.sync()
+        self.inner.sync()
     }
 
     fn extend(&self, size: u64) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.0.extend(size)
+        self.inner.extend(size)
     }
 
     fn discard(&self, offset: u64, len: u64) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.0.discard(offset, len)
+        self.inner.discard(offset, len)
     }
 }
 
@@ -70,7 +84,7 @@ fn range(lba: u64, count: u64) -> ByteRange {
 async fn scattered() -> (Arc<MemoryStore>, Volume) {
     let geometry = Geometry::for_export(SIZE).unwrap();
     let memory = Arc::new(MemoryStore::new(geometry.store_bytes()));
-    let volume = fresh_on(Arc::new(Distant(memory.clone())), geometry).await;
+    let volume = fresh_on(Arc::new(Distant::new(&memory)), geometry).await;
     for lba in (0..SECTORS).step_by(2).chain((1..SECTORS).step_by(2)) {
         let payload = Payload::copy_of(range(lba, 1), &[fill(lba); SECTOR_LEN]);
         volume.write(payload, Durability::Accepted).await.unwrap();
@@ -119,4 +133,26 @@ async fn a_damaged_sector_among_many_that_are_fetched_fails_the_read() {
     assert!(failed > 0, "what was damaged was read");
     assert!(volume.status().authentication_failures > 0);
     volume.read(range(0, SECTORS), &mut data).await.unwrap();
+}
+
+/// Once 32 fetches of a megabyte each, whatever their request was long.
+#[tokio::test(start_paused = true)]
+async fn a_long_read_has_no_more_than_a_megabyte_under_way() {
+    let geometry = Geometry::for_export(SIZE).unwrap();
+    let distant = Arc::new(Distant::new(&Arc::new(MemoryStore::new(geometry.store_bytes()))));
+    let volume = fresh_on(distant.clone(), geometry).await;
+    for lba in (0..SIZE / SECTOR_BYTES).step_by(256) {
+        let payload = Payload::copy_of(range(lba, 256), &[fill(lba); READ_LEN]);
+        volume.write(payload, Durability::Accepted).await.unwrap();
+    }
+    let mut data = vec![0xee; 8 * READ_LEN];
+    distant.under_way.1.store(0, Ordering::Relaxed);
+    volume.read(range(0, 8 * 256), &mut data).await.unwrap();
+    assert!(
+        (0..)
+            .zip(data.chunks_exact(READ_LEN))
+            .all(|(i, part)| part.iter().all(|byte| *byte == fill(256 * i)))
+    );
+    let most = distant.under_way.1.load(Ordering::Relaxed);
+    assert!((READ_LEN / 4..=256 * RECORD_LEN).contains(&most), "{most} bytes under way");
 }
