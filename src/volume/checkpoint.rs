@@ -201,8 +201,8 @@ impl Core {
         let pages = self.pages_to_move(tree).await?;
         let changes = Changes { runs: frozen.runs().collect(), moves: moves.moves.clone(), pages };
         let (change, replaced) = (LiveChange::default(), Vec::new());
-        let mut merger = Merger { core: self, index: &mut checkpointer.index, change, replaced };
-        let merged = merger.merge(tree, &changes).await;
+        let mut merger = Merger { core: self, old: tree, index: &mut checkpointer.index, change, replaced };
+        let merged = merger.merge(&changes).await;
         let Merger { change, replaced, .. } = merger;
         let new = match merged {
             Ok(new) => new,

@@ -12,7 +12,7 @@ use super::cold::{Move, clip_moves};
 use super::delta::Run;
 use super::index_writer::IndexWriter;
 use super::segments::LiveChange;
-use super::tree::{Tree, page_range, page_sectors};
+use super::tree::{LEAVES_AT_ONCE, Page, Tree, page_range, page_sectors};
 use super::{Core, VolumeError};
 use crate::format::page::{FANOUT, Inner, Leaf, Loc, TOP_LEVEL};
 use crate::geometry::{Lba, SectorRange};
@@ -68,6 +68,7 @@ impl Changes {
 /// One merge under way.
 pub(super) struct Merger<'a> {
     pub(super) core: &'a Core,
+    pub(super) old: &'a Tree,
     pub(super) index: &'a mut IndexWriter,
     pub(super) change: LiveChange,
     /// Pages of the old tree that the new one does not have, at most [`REPLACED_MAX`] of them.
@@ -75,9 +76,9 @@ pub(super) struct Merger<'a> {
 }
 
 impl Merger<'_> {
-    /// The tree that says what `tree` says with `changes` made.
-    pub(super) async fn merge(&mut self, tree: &Tree, changes: &Changes) -> Result<Tree, VolumeError> {
-        let mut tops = tree.tops.clone();
+    /// The tree that says what the old one says with `changes` made.
+    pub(super) async fn merge(&mut self, changes: &Changes) -> Result<Tree, VolumeError> {
+        let mut tops = self.old.tops.clone();
         for (number, top) in (0u64..).zip(tops.iter_mut()) {
             let below = changes.below(TOP_LEVEL, number);
             if !below.is_empty() {
@@ -118,12 +119,15 @@ impl Merger<'_> {
             };
             let below = level - 1;
             let mut changed = changes.pages.contains(&(level, number));
-            for child in changes.children(below) {
-                let touching = changes.below(below, child);
-                let index = usize::try_from(child % FANOUT as u64).expect("below 512");
-                let new = self.node(below, child, children[index], touching).await?;
-                changed |= new != children[index];
-                children[index] = new;
+            for touched in changes.children(below).chunks(LEAVES_AT_ONCE) {
+                self.fetch_leaves(below, touched).await;
+                for child in touched {
+                    let touching = changes.below(below, *child);
+                    let index = usize::try_from(child % FANOUT as u64).expect("below 512");
+                    let new = self.node(below, *child, children[index], touching).await?;
+                    changed |= new != children[index];
+                    children[index] = new;
+                }
             }
             if !changed {
                 return Ok(old);
@@ -132,8 +136,7 @@ impl Merger<'_> {
             if let Some(same) = uniform(&children) {
                 return Ok(same);
             }
-            let page = Inner { level, children };
-            self.append(level, number, page.encode()).await
+            self.append(level, number, Page::Inner(Arc::new(Inner { level, children }))).await
         })
     }
 
@@ -168,7 +171,7 @@ impl Merger<'_> {
             return Ok(same);
         }
         let leaf = Leaf::from_locs(&locs).expect("a leaf of holes is uniform");
-        self.append(0, number, leaf.encode()).await
+        self.append(0, number, Page::Leaf(Arc::new(leaf))).await
     }
 
     /// Lets a sector lie at `new`; whether that is another place.
@@ -182,11 +185,19 @@ impl Merger<'_> {
         std::mem::replace(loc, new) != new
     }
 
-    async fn append(&mut self, level: u8, number: u64, plaintext: Vec<u8>) -> Result<Loc, VolumeError> {
-        let loc = self.index.page(self.core, level, number, plaintext).await?;
+    async fn append(&mut self, level: u8, number: u64, page: Page) -> Result<Loc, VolumeError> {
+        let loc = self.index.page(self.core, level, number, page.encode()).await?;
+        self.core.pages.keep(&self.core.segments, loc, page);
         let handle = loc.handle().expect("pages lie in segments");
         self.change.add(handle, loc.len());
         Ok(loc)
+    }
+
+    /// What comes next, if that is leaves: a remote store would be waited for at each of them.
+    async fn fetch_leaves(&self, level: u8, numbers: &[u64]) {
+        if level == 0 {
+            self.core.pages.fetch(&self.core.segments, self.old, numbers).await;
+        }
     }
 
     /// Counts everything below a page, and the page, as no longer live.
@@ -202,8 +213,13 @@ impl Merger<'_> {
                 }
             } else {
                 let page = self.core.pages.inner(&self.core.segments, loc, level, number).await?;
-                for (index, child) in (0u64..).zip(page.children.iter()) {
-                    self.forget(level - 1, number * FANOUT as u64 + index, *child).await?;
+                let numbers: Vec<u64> = (number * FANOUT as u64..).take(FANOUT).collect();
+                let pieces = numbers.chunks(LEAVES_AT_ONCE).zip(page.children.chunks(LEAVES_AT_ONCE));
+                for (numbers, children) in pieces {
+                    self.fetch_leaves(level - 1, numbers).await;
+                    for (number, child) in numbers.iter().zip(children) {
+                        self.forget(level - 1, *number, *child).await?;
+                    }
                 }
             }
             self.drop_page(loc);

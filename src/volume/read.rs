@@ -387,4 +387,4 @@ fn index(at: u64) -> usize {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -14,6 +14,7 @@ use futures_util::stream::{self, StreamExt};
 use super::cold::{ColdStream, Move};
 use super::delta::Run;
 use super::segments::ReadGuard;
+use super::tree::{LEAVES_AT_ONCE, page_sectors};
 use super::{Core, VolumeError};
 use crate::cipher::Uid;
 use crate::format::FormatError;
@@ -173,12 +174,16 @@ impl Reclaimer {
         let mut runs: Vec<Run> = Vec::new();
         let mut sectors = 0;
         while sectors < room {
-            let Some(run) = batch.candidates.pop() else { break };
-            let (now, later) = run.split(room - sectors);
-            batch.candidates.extend(later);
-            for live in core.still_there(now).await? {
-                sectors += live.sectors.count;
-                runs.push(live);
+            let looked_at = batch.next(room - sectors);
+            if looked_at.is_empty() {
+                break;
+            }
+            core.fetch_leaves_of(&looked_at).await;
+            for run in looked_at {
+                for live in core.still_there(run).await? {
+                    sectors += live.sectors.count;
+                    runs.push(live);
+                }
             }
         }
         core.room.keep_from_writers(batch.kept());
@@ -221,6 +226,20 @@ impl Reclaimer {
 }
 
 impl Batch {
+    /// Takes the candidates that come next: at most `sectors_max` sectors, in no more leaves than are fetched together.
+    fn next(&mut self, sectors_max: u64) -> Vec<Run> {
+        let mut taken = Vec::new();
+        let mut left = sectors_max;
+        while left > 0 && taken.len() < LEAVES_AT_ONCE {
+            let Some(run) = self.candidates.pop() else { break };
+            let (now, later) = run.split(left);
+            self.candidates.extend(later);
+            left -= now.sectors.count;
+            taken.push(now);
+        }
+        taken
+    }
+
     /// Slots that writers must leave alone: those still to be filled, and of the others a part. When the
     /// batch ends half of theirs is left, for the time until the roots behind it are written.
     fn kept(&self) -> u64 {
@@ -273,6 +292,15 @@ impl Core {
             wanted = wanted.saturating_sub(segment - u64::from(row.live));
         }
         debt
+    }
+
+    /// Brings the leaves that ascending `runs` start in into memory.
+    async fn fetch_leaves_of(&self, runs: &[Run]) {
+        let _guard = self.segments.table().guard();
+        let tree = self.map().tree.clone();
+        let mut leaves: Vec<u64> = runs.iter().map(|run| run.sectors.start.0 / page_sectors(0)).collect();
+        leaves.dedup();
+        self.pages.fetch(&self.segments, &tree, &leaves).await;
     }
 
     /// The parts of `run` that the index still finds there.

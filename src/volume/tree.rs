@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use futures_util::stream::{self, StreamExt};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
@@ -14,6 +15,8 @@ use crate::geometry::{Lba, SectorRange};
 
 /// Memory for decoded pages until [`Pages::limit`] says otherwise.
 const CACHE_BYTES: u64 = 24 << 20;
+/// Leaves that are worth fetching together: hides the latency of a remote store.
+pub(super) const LEAVES_AT_ONCE: usize = 64;
 /// A page in memory, about; sizes the cache's table.
 const PAGE_BYTES_TYPICAL: usize = 4096;
 
@@ -32,6 +35,16 @@ pub(super) fn page_range(level: u8, number: u64) -> SectorRange {
 pub(super) enum Page {
     Leaf(Arc<Leaf>),
     Inner(Arc<Inner>),
+}
+
+impl Page {
+    /// Its plaintext, as it is sealed.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Leaf(leaf) => leaf.encode(),
+            Self::Inner(inner) => inner.encode(),
+        }
+    }
 }
 
 /// Pages by location. A location is one page for ever: the handle of a freed segment may come back,
@@ -100,6 +113,14 @@ impl Pages {
         (self.cache.weight(), self.cache.capacity())
     }
 
+    /// Keeps a page that was written just now: it is asked for as soon as the one that it replaces was. `loc` lies
+    /// in a segment of the table.
+    pub(super) fn keep(&self, segments: &SegmentReader, loc: Loc, page: Page) {
+        if let Ok(row) = segments.row(loc) {
+            self.cache.insert(PageKey { uid: row.uid, offset: loc.offset() }, page);
+        }
+    }
+
     /// Lets go of pages that nobody will look for any more, so that the memory is for those of the newest tree. Who
     /// still reads by an older one finds them on the store.
     pub(super) fn forget(&self, segments: &SegmentReader, pages: &[Loc]) {
@@ -160,6 +181,17 @@ impl Pages {
             Page::Inner(inner) if inner.level == level => Ok(inner),
             _ => Err(VolumeError::Inconsistent("a page pointer names a page of another level".into())),
         }
+    }
+
+    /// Brings leaves into memory, by number, all at once, for who looks at one after the other; no more than
+    /// [`LEAVES_AT_ONCE`], or the first may be gone before it is looked at. What cannot be had is told to who looks.
+    pub(super) async fn fetch(&self, segments: &SegmentReader, tree: &Tree, leaves: &[u64]) {
+        let walk = &self.walk(segments, tree);
+        let fetch = |number: &u64| {
+            let sectors = page_range(0, *number);
+            async move { drop(walk.find_leaf(sectors.start).await) }
+        };
+        stream::iter(leaves).for_each_concurrent(LEAVES_AT_ONCE, fetch).await;
     }
 
     /// Looks sectors up in a tree.
@@ -229,3 +261,6 @@ enum Found {
     /// All of its sectors are the same.
     All(Run),
 }
+
+#[cfg(test)]
+mod tests;

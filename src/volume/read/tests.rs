@@ -20,17 +20,17 @@ const SIZE: u64 = 16 << 20;
 /// Sectors of the longest read here.
 const SECTORS: u64 = 256;
 const READ_LEN: usize = 256 * SECTOR_LEN;
-const DISTANCE: Duration = Duration::from_millis(1);
+pub(in crate::volume) const DISTANCE: Duration = Duration::from_millis(1);
 
 /// A store whose reads take a millisecond each, as many at once as one likes.
-struct Distant {
+pub(in crate::volume) struct Distant {
     inner: Arc<MemoryStore>,
     /// Bytes of reads under way, now and at most.
     under_way: (AtomicUsize, AtomicUsize),
 }
 
 impl Distant {
-    fn new(inner: &Arc<MemoryStore>) -> Self {
+    pub(in crate::volume) fn new(inner: &Arc<MemoryStore>) -> Self {
         Self { inner: inner.clone(), under_way: (AtomicUsize::new(0), AtomicUsize::new(0)) }
     }
 }
