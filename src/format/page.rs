@@ -137,7 +137,8 @@ impl Leaf {
         match extents.len() {
             0 => None,
             n if n >= DENSE_FROM => Some(Self::Dense(Box::new(*locs))),
-            _ => Some(Self::Extents(extents)),
+            // A copy, since leaves stay in memory: while it grew, the list took room for up to twice as many.
+            _ => Some(Self::Extents(extents.as_slice().to_vec())),
         }
     }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::anchor::Anchored;
 use super::cold::Moves;
-use super::delta::Delta;
+use super::delta::{Delta, Run};
 use super::error::store_to_export;
 use super::index_writer::IndexWriter;
 use super::io::write_store;
@@ -199,11 +199,13 @@ impl Core {
         self.sync_to(span.start_seq - 1).await.map_err(stopped)?;
         // c2, c3: new pages.
         let pages = self.pages_to_move(tree).await?;
-        let changes = Changes { runs: frozen.runs().collect(), moves: moves.moves.clone(), pages };
+        let runs: Vec<Run> = frozen.runs().collect();
+        let changes = Changes { runs: &runs, moves: &moves.moves, pages: &pages };
         let (change, replaced) = (LiveChange::default(), Vec::new());
         let mut merger = Merger { core: self, old: tree, index: &mut checkpointer.index, change, replaced };
-        let merged = merger.merge(&changes).await;
+        let merged = merger.merge(changes).await;
         let Merger { change, replaced, .. } = merger;
+        drop(runs);
         let new = match merged {
             Ok(new) => new,
             Err(error) => {

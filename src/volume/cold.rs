@@ -29,6 +29,15 @@ pub(super) struct Move {
     pub(super) new: Loc,
 }
 
+impl Move {
+    /// The part of the move that lies in `window`, if any.
+    pub(super) fn clip(self, window: SectorRange) -> Option<Self> {
+        let old = Run { sectors: self.sectors, loc: self.old }.clip(window)?;
+        let new = Run { sectors: self.sectors, loc: self.new }.clip(window)?;
+        Some(Self { sectors: old.sectors, old: old.loc, new: new.loc })
+    }
+}
+
 /// What was moved since the last checkpoint.
 #[derive(Default)]
 pub(super) struct Moves {
@@ -167,18 +176,4 @@ impl ColdStream {
         core.segments.table_mut().set_bytes(handle, end);
         Ok(places)
     }
-}
-
-/// The parts of ascending `moves` that lie in `window`.
-pub(super) fn clip_moves(moves: &[Move], window: SectorRange) -> Vec<Move> {
-    let first = moves.partition_point(|moved| moved.sectors.end() <= window.start);
-    moves[first..]
-        .iter()
-        .take_while(|moved| moved.sectors.start < window.end())
-        .filter_map(|moved| {
-            let old = Run { sectors: moved.sectors, loc: moved.old }.clip(window)?;
-            let new = Run { sectors: moved.sectors, loc: moved.new }.clip(window)?;
-            Some(Move { sectors: old.sectors, old: old.loc, new: new.loc })
-        })
-        .collect()
 }

@@ -5,10 +5,11 @@
 //! place. Pages that are asked for are written again as they are, to empty the segment that they lie in.
 
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::cold::{Move, clip_moves};
+use super::cold::Move;
 use super::delta::Run;
 use super::index_writer::IndexWriter;
 use super::segments::LiveChange;
@@ -23,42 +24,54 @@ const REPLACED_MAX: usize = 1 << 16;
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What is to change in one part of the tree. Ascending, without overlaps.
-#[derive(Default, Debug)]
-pub(super) struct Changes {
-    pub(super) runs: Vec<Run>,
-    pub(super) moves: Vec<Move>,
+/// What is to change in one part of the tree, or more: what touches it. Ascending; runs and moves do not overlap.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Changes<'a> {
+    pub(super) runs: &'a [Run],
+    pub(super) moves: &'a [Move],
     /// Pages to write again, as level and number, in order of their first sector.
-    pub(super) pages: Vec<(u8, u64)>,
+    pub(super) pages: &'a [(u8, u64)],
 }
 
-impl Changes {
-    /// What of it lies below the page `number` of `level`, or is that page.
-    fn below(&self, level: u8, number: u64) -> Self {
+impl Changes<'_> {
+    /// What of it touches the page `number` of `level`.
+    fn below(self, level: u8, number: u64) -> Self {
         let window = page_range(level, number);
         let start = |(level, number): &(u8, u64)| page_range(*level, *number).start;
         let first = self.pages.partition_point(|page| start(page) < window.start);
-        let pages = self.pages[first..].iter().take_while(|page| start(page) < window.end());
+        let end = self.pages.partition_point(|page| start(page) < window.end());
         Self {
-            runs: clip(&self.runs, window),
-            moves: clip_moves(&self.moves, window),
-            pages: pages.filter(|page| page.0 <= level).copied().collect(),
+            runs: touching(self.runs, window, |run| run.sectors),
+            moves: touching(self.moves, window, |moved| moved.sectors),
+            pages: &self.pages[first..end],
         }
     }
 
-    fn is_empty(&self) -> bool {
+    fn is_empty(self) -> bool {
         self.runs.is_empty() && self.moves.is_empty() && self.pages.is_empty()
     }
 
-    /// The children, of `level`, that anything touches; ascending, each once.
-    fn children(&self, level: u8) -> Vec<u64> {
-        let of = |sectors: SectorRange| {
-            sectors.start.0 / page_sectors(level)..=(sectors.end().0 - 1) / page_sectors(level)
+    /// The children, of `level`, in `window` that anything touches; ascending, each once.
+    fn children(self, level: u8, window: SectorRange) -> Vec<u64> {
+        let sectors = page_sectors(level);
+        let of = |touched: SectorRange| {
+            let (start, end) = (touched.start.max(window.start), touched.end().min(window.end()));
+            start.0 / sectors..=(end.0 - 1) / sectors
         };
-        let mut found: Vec<u64> = self.runs.iter().flat_map(|run| of(run.sectors)).collect();
-        found.extend(self.moves.iter().flat_map(|moved| of(moved.sectors)));
+        let mut found: Vec<u64> = Vec::new();
+        // Neighbours are in the same page most of the time, and need no place of their own here.
+        let mut touches = |children: RangeInclusive<u64>| {
+            let first = if found.last() == Some(children.start()) {
+                *children.start() + 1
+            } else {
+                *children.start()
+            };
+            found.extend(first..=*children.end());
+        };
+        self.runs.iter().for_each(|run| touches(of(run.sectors)));
+        self.moves.iter().for_each(|moved| touches(of(moved.sectors)));
         let pages = self.pages.iter().filter(|page| page.0 <= level);
-        found.extend(pages.map(|page| page_range(page.0, page.1).start.0 / page_sectors(level)));
+        found.extend(pages.map(|page| page_range(page.0, page.1).start.0 / sectors));
         found.sort_unstable();
         found.dedup();
         found
@@ -77,7 +90,7 @@ pub(super) struct Merger<'a> {
 
 impl Merger<'_> {
     /// The tree that says what the old one says with `changes` made.
-    pub(super) async fn merge(&mut self, changes: &Changes) -> Result<Tree, VolumeError> {
+    pub(super) async fn merge(&mut self, changes: Changes<'_>) -> Result<Tree, VolumeError> {
         let mut tops = self.old.tops.clone();
         for (number, top) in (0u64..).zip(tops.iter_mut()) {
             let below = changes.below(TOP_LEVEL, number);
@@ -89,17 +102,18 @@ impl Merger<'_> {
     }
 
     /// The new location of a page that `changes`, all below it, touch.
-    fn node(
-        &mut self,
+    fn node<'s>(
+        &'s mut self,
         level: u8,
         number: u64,
         old: Loc,
-        changes: Changes,
-    ) -> BoxFuture<'_, Result<Loc, VolumeError>> {
+        changes: Changes<'s>,
+    ) -> BoxFuture<'s, Result<Loc, VolumeError>> {
         Box::pin(async move {
-            if let [run] = changes.runs.as_slice()
+            let window = page_range(level, number);
+            if let [run] = changes.runs
                 && run.loc.handle().is_none()
-                && run.sectors == page_range(level, number)
+                && run.clip(window).is_some_and(|part| part.sectors == window)
             {
                 self.forget(level, number, old).await?;
                 return Ok(run.loc);
@@ -109,7 +123,7 @@ impl Merger<'_> {
                 return Ok(old);
             }
             if level == 0 {
-                return self.leaf(number, old, &changes).await;
+                return self.leaf(number, old, changes).await;
             }
             let mut children = match old.handle() {
                 None => Box::new([old; FANOUT]),
@@ -119,7 +133,7 @@ impl Merger<'_> {
             };
             let below = level - 1;
             let mut changed = changes.pages.contains(&(level, number));
-            for touched in changes.children(below).chunks(LEAVES_AT_ONCE) {
+            for touched in changes.children(below, window).chunks(LEAVES_AT_ONCE) {
                 self.fetch_leaves(below, touched).await;
                 for child in touched {
                     let touching = changes.below(below, *child);
@@ -140,21 +154,22 @@ impl Merger<'_> {
         })
     }
 
-    async fn leaf(&mut self, number: u64, old: Loc, changes: &Changes) -> Result<Loc, VolumeError> {
+    async fn leaf(&mut self, number: u64, old: Loc, changes: Changes<'_>) -> Result<Loc, VolumeError> {
         let mut locs = match old.handle() {
             None => [old; FANOUT],
             Some(_) => self.core.pages.leaf(&self.core.segments, old, number).await?.to_locs(),
         };
-        let first = page_range(0, number).start.0;
-        let index =
-            |sector: Lba, step| usize::try_from(sector.0 + step - first).expect("a leaf has 512 sectors");
+        let window = page_range(0, number);
+        let index = |sector: Lba, step| {
+            usize::try_from(sector.0 + step - window.start.0).expect("a leaf has 512 sectors")
+        };
         let mut changed = changes.pages.contains(&(0, number));
-        for run in &changes.runs {
+        for run in changes.runs.iter().filter_map(|run| run.clip(window)) {
             for step in 0..run.sectors.count {
                 changed |= self.replace(&mut locs[index(run.sectors.start, step)], run.loc.step(step));
             }
         }
-        for moved in &changes.moves {
+        for moved in changes.moves.iter().filter_map(|moved| moved.clip(window)) {
             for step in 0..moved.sectors.count {
                 let loc = &mut locs[index(moved.sectors.start, step)];
                 // A client has written the sector since when it is not there any more.
@@ -237,14 +252,11 @@ impl Merger<'_> {
     }
 }
 
-/// The parts of ascending, disjoint `runs` that lie in `window`.
-fn clip(runs: &[Run], window: SectorRange) -> Vec<Run> {
-    let first = runs.partition_point(|run| run.sectors.end() <= window.start);
-    runs[first..]
-        .iter()
-        .take_while(|run| run.sectors.start < window.end())
-        .filter_map(|run| run.clip(window))
-        .collect()
+/// Those of ascending, disjoint `changes` that have `sectors` in `window`.
+fn touching<T>(changes: &[T], window: SectorRange, sectors: impl Fn(&T) -> SectorRange) -> &[T] {
+    let first = changes.partition_point(|change| sectors(change).end() <= window.start);
+    let end = changes.partition_point(|change| sectors(change).start < window.end());
+    &changes[first..end]
 }
 
 /// The special location that all children share, if they do.
