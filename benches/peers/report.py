@@ -40,6 +40,8 @@ def head(host: dict[str, object], settings: Settings) -> str:
             f"- {'; '.join(f'{name}: {version}' for name, version in versions.items())}",
             f"- Volumes of {settings.size_bytes // MIB} MiB filled with random bytes; {rounds} of {settings.seconds} s per "
             "workload and server, servers in turn within each; medians, of memory the largest. Servers have their default settings, but for what a set names.",
+            "- Each run begins with all of the store read into the page cache, unless that is bypassed: the host gives back pages "
+            "that were not used for a while.",
             "- The client is fio's `ioengine=nbd` over a unix socket, on the same host. p99 is fio's completion latency, of the "
             "flush where each write is flushed, of reads or writes, whichever is worse, in the mix. CPU is user and system "
             "time of the server's process, client not included.",

@@ -61,12 +61,8 @@ impl Changes<'_> {
         let mut found: Vec<u64> = Vec::new();
         // Neighbours are in the same page most of the time, and need no place of their own here.
         let mut touches = |children: RangeInclusive<u64>| {
-            let first = if found.last() == Some(children.start()) {
-                *children.start() + 1
-            } else {
-                *children.start()
-            };
-            found.extend(first..=*children.end());
+            let (first, last) = children.into_inner();
+            found.extend(first + u64::from(found.last() == Some(&first))..=last);
         };
         self.runs.iter().for_each(|run| touches(of(run.sectors)));
         self.moves.iter().for_each(|moved| touches(of(moved.sectors)));
