@@ -77,6 +77,7 @@ impl Changes<'_> {
 /// One merge under way.
 pub(super) struct Merger<'a> {
     pub(super) core: &'a Core,
+    /// The tree before.
     pub(super) old: &'a Tree,
     pub(super) index: &'a mut IndexWriter,
     pub(super) change: LiveChange,
