@@ -28,11 +28,6 @@ impl<'a> Turn<'a> {
         Self { turns: (read_bytes >= LONG_BYTES_MIN).then_some(turns), held: None, opened: 0 }
     }
 
-    /// For who reads in the background.
-    pub(super) fn none() -> Self {
-        Self { turns: None, held: None, opened: 0 }
-    }
-
     /// Waits until it has come.
     pub(super) async fn begin(&mut self) {
         if let (Some(turns), None) = (self.turns, &self.held) {

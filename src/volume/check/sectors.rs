@@ -9,7 +9,6 @@ use crate::format::page::{FANOUT, Loc};
 use crate::geometry::{ByteRange, Lba, SECTOR_BYTES, SECTOR_LEN, SectorRange};
 use crate::store::BoxFuture;
 use crate::volume::delta::{Delta, Run};
-use crate::volume::turn::Turn;
 use crate::volume::{Core, VolumeError};
 
 /// Sectors looked up at once: 16 MiB. Their slots are not used again until all of them are read, so not more.
@@ -134,7 +133,7 @@ impl Core {
         let sectors = run.sectors;
         let len = usize::try_from(sectors.count * SECTOR_BYTES).expect("1 MiB");
         let mut bytes = vec![0; len];
-        match self.read_records(run, Self::bytes_of(sectors), &mut bytes, &mut Turn::none()).await {
+        match self.read_records(run, Self::bytes_of(sectors), &mut bytes).await {
             Ok(()) => return Ok((sectors, bytes, Vec::new())),
             Err(error) if is_local(&error) => {}
             Err(error) => return Err(error),

@@ -1,7 +1,8 @@
 //! Long reads where the store has to be waited for.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use crate::store::memory::MemoryStore;
 use crate::store::{BoxFuture, Capability, Persist, SlotStore, StoreError};
 use crate::volume::Volume;
 use crate::volume::create::Geometry;
+use crate::volume::read::index;
 use crate::volume::reclaim::tests::fresh_on;
 
 const SIZE: u64 = 16 << 20;
@@ -27,11 +29,24 @@ pub(in crate::volume) struct Distant {
     inner: Arc<MemoryStore>,
     /// Bytes of reads under way, now and at most.
     under_way: (AtomicUsize, AtomicUsize),
+    /// Where each read began and ended.
+    reads: Mutex<Vec<Range<u64>>>,
+    /// A byte that cannot be read.
+    bad: AtomicU64,
 }
 
 impl Distant {
     pub(in crate::volume) fn new(inner: &Arc<MemoryStore>) -> Self {
-        Self { inner: inner.clone(), under_way: (AtomicUsize::new(0), AtomicUsize::new(0)) }
+        Self {
+            inner: inner.clone(),
+            under_way: (AtomicUsize::new(0), AtomicUsize::new(0)),
+            reads: Mutex::default(),
+            bad: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    fn take_reads(&self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.reads.lock().unwrap())
     }
 }
 
@@ -49,7 +64,14 @@ impl SlotStore for Distant {
             let (now, most) = &self.under_way;
             most.fetch_max(now.fetch_add(len, Ordering::Relaxed) + len, Ordering::Relaxed);
             sleep(DISTANCE).await;
+            let bytes = offset..offset + len as u64;
+            let bad = bytes.contains(&self.bad.load(Ordering::Relaxed));
+            self.reads.lock().unwrap().push(bytes);
             now.fetch_sub(len, Ordering::Relaxed);
+            if bad {
+                let source = std::io::ErrorKind::Other.into();
+                return Err(StoreError::Io { context: "a bad place", source });
+            }
             self.inner.read_at(offset, len).await
         })
     }
@@ -80,16 +102,26 @@ fn range(lba: u64, count: u64) -> ByteRange {
     ByteRange::within(lba * SECTOR_BYTES, count * SECTOR_BYTES, SIZE).unwrap()
 }
 
-/// A volume whose sectors lie in an order of their own: no two of them follow each other.
-async fn scattered() -> (Arc<MemoryStore>, Volume) {
-    let geometry = Geometry::for_export(SIZE).unwrap();
-    let memory = Arc::new(MemoryStore::new(geometry.store_bytes()));
-    let volume = fresh_on(Arc::new(Distant::new(&memory)), geometry).await;
+/// A volume whose sectors lie in an order of their own: no two of them follow each other, and there are `between`
+/// sectors of another part of it between them.
+async fn scattered(between: u64) -> (Arc<Distant>, Volume) {
+    let (distant, volume) = distant().await;
     for lba in (0..SECTORS).step_by(2).chain((1..SECTORS).step_by(2)) {
         let payload = Payload::copy_of(range(lba, 1), &[fill(lba); SECTOR_LEN]);
         volume.write(payload, Durability::Accepted).await.unwrap();
+        if between > 0 {
+            let payload = Payload::copy_of(range(SECTORS, between), &vec![0xdd; index(between) * SECTOR_LEN]);
+            volume.write(payload, Durability::Accepted).await.unwrap();
+        }
     }
-    (memory, volume)
+    (distant, volume)
+}
+
+async fn distant() -> (Arc<Distant>, Volume) {
+    let geometry = Geometry::for_export(SIZE).unwrap();
+    let distant = Arc::new(Distant::new(&Arc::new(MemoryStore::new(geometry.store_bytes()))));
+    let volume = fresh_on(distant.clone(), geometry).await;
+    (distant, volume)
 }
 
 fn fill(lba: u64) -> u8 {
@@ -98,11 +130,13 @@ fn fill(lba: u64) -> u8 {
 
 #[tokio::test(start_paused = true)]
 async fn scattered_sectors_of_one_read_are_fetched_together() {
-    let (_memory, volume) = scattered().await;
+    let (store, volume) = scattered(4).await;
     let mut data = vec![0xee; READ_LEN];
+    store.take_reads();
     let began = Instant::now();
     volume.read(range(0, SECTORS), &mut data).await.unwrap();
     assert!(began.elapsed() < DISTANCE * 20, "{:?} for {SECTORS} sectors", began.elapsed());
+    assert_eq!(store.take_reads().len() as u64, SECTORS, "too far apart for fewer calls");
     for (lba, sector) in (0..SECTORS).zip(data.chunks_exact(SECTOR_LEN)) {
         assert!(sector.iter().all(|byte| *byte == fill(lba)), "sector {lba}");
     }
@@ -115,7 +149,8 @@ async fn scattered_sectors_of_one_read_are_fetched_together() {
 
 #[tokio::test(start_paused = true)]
 async fn a_damaged_sector_among_many_that_are_fetched_fails_the_read() {
-    let (memory, volume) = scattered().await;
+    let (store, volume) = scattered(4).await;
+    let memory = &store.inner;
     let wanted = [fill(77); 64];
     let content = memory.read_raw(0, usize::try_from(memory.capability().size).unwrap());
     let mut data = vec![0; READ_LEN];
@@ -138,9 +173,7 @@ async fn a_damaged_sector_among_many_that_are_fetched_fails_the_read() {
 /// Once 32 fetches of a megabyte each, whatever their request was long.
 #[tokio::test(start_paused = true)]
 async fn a_long_read_has_no_more_than_a_megabyte_under_way() {
-    let geometry = Geometry::for_export(SIZE).unwrap();
-    let distant = Arc::new(Distant::new(&Arc::new(MemoryStore::new(geometry.store_bytes()))));
-    let volume = fresh_on(distant.clone(), geometry).await;
+    let (distant, volume) = distant().await;
     for lba in (0..SIZE / SECTOR_BYTES).step_by(256) {
         let payload = Payload::copy_of(range(lba, 256), &[fill(lba); READ_LEN]);
         volume.write(payload, Durability::Accepted).await.unwrap();
@@ -155,4 +188,40 @@ async fn a_long_read_has_no_more_than_a_megabyte_under_way() {
     );
     let most = distant.under_way.1.load(Ordering::Relaxed);
     assert!((READ_LEN / 4..=256 * RECORD_LEN).contains(&most), "{most} bytes under way");
+}
+
+#[tokio::test(start_paused = true)]
+async fn sectors_that_lie_together_are_fetched_with_one_call() {
+    let (store, volume) = scattered(0).await;
+    let mut data = vec![0xee; READ_LEN];
+    store.take_reads();
+    volume.read(range(0, SECTORS), &mut data).await.unwrap();
+    let reads = store.take_reads();
+    assert!(reads.len() < 16, "{} calls for {SECTORS} sectors", reads.len());
+    assert!((0..).zip(data.chunks_exact(SECTOR_LEN)).all(|(lba, sector)| sector == [fill(lba); SECTOR_LEN]));
+}
+
+/// What lies between records is read with them, and is no reason for them to be lost.
+#[tokio::test(start_paused = true)]
+async fn a_bad_place_between_records_does_not_fail_them() {
+    let (store, volume) = distant().await;
+    volume.write(Payload::copy_of(range(0, 8), &[1; 8 * SECTOR_LEN]), Durability::Accepted).await.unwrap();
+    let mut data = vec![0xee; 8 * SECTOR_LEN];
+    store.take_reads();
+    volume.read(range(0, 8), &mut data).await.unwrap();
+    let [bytes] = &store.take_reads()[..] else { panic!("one run, one call") };
+    let old = bytes.start + 3 * RECORD_LEN as u64;
+    volume.write(Payload::copy_of(range(3, 1), &[2; SECTOR_LEN]), Durability::Accepted).await.unwrap();
+    store.bad.store(old + 100, Ordering::Relaxed);
+
+    data.fill(0xee);
+    volume.read(range(0, 8), &mut data).await.unwrap();
+    assert!(store.take_reads().iter().any(|read| read.contains(&(old + 100))), "it was read along");
+    for (lba, sector) in data.chunks_exact(SECTOR_LEN).enumerate() {
+        assert_eq!(sector, [if lba == 3 { 2 } else { 1 }; SECTOR_LEN], "sector {lba}");
+    }
+    // A record that lies there itself is lost, and says so.
+    store.bad.store(bytes.start, Ordering::Relaxed);
+    assert!(volume.read(range(0, 8), &mut data).await.is_err());
+    assert_eq!(volume.status().authentication_failures, 0, "nothing was forged");
 }
