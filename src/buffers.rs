@@ -13,7 +13,7 @@ use bytes::BytesMut;
 /// Shorter buffers are not kept, in bytes.
 const KEPT_LEN_MIN: usize = 64 << 10;
 /// Bytes kept in all: the requests of a client that keeps seven of a megabyte under way.
-const KEPT_BYTES_MAX: usize = 8 << 20;
+pub const KEPT_BYTES_MAX: usize = 8 << 20;
 /// A kept buffer is used for a request of a part of its length down to this one.
 const WASTE_MAX: usize = 4;
 

@@ -3,6 +3,7 @@
 //! What a volume cannot do without comes first: its segment table, the newer entries of the index, what a
 //! checkpoint and a batch of moves need. The rest is halved between requests under way and index pages.
 
+use crate::buffers::KEPT_BYTES_MAX;
 use crate::nbd::admission::RESERVE_BYTES;
 use crate::server::CONNECTIONS_MAX;
 use crate::volume::create::Geometry;
@@ -69,8 +70,9 @@ impl Budget {
     pub(super) fn share(self, volumes: &[Geometry]) -> Result<Share, TooSmall> {
         let needed = needed(volumes);
         let count = volumes.len().max(1) as u64;
-        let rest = self.0.checked_sub(needed).ok_or(TooSmall { budget: self.0, needed })? / count;
-        let free = rest + REQUEST_BYTES_MIN + PAGE_BYTES_MIN;
+        let rest = self.0.checked_sub(needed).ok_or(TooSmall { budget: self.0, needed })?;
+        // What is kept beside the requests under way comes on top where the budget is small.
+        let free = rest.saturating_sub(KEPT_BYTES_MAX as u64) / count + REQUEST_BYTES_MIN + PAGE_BYTES_MIN;
         let requests = (free / 2).clamp(REQUEST_BYTES_MIN, REQUEST_BYTES_MAX);
         let requests_len = usize::try_from(requests).expect("64 MiB at most");
         Ok(Share { requests: requests_len, pages: free - requests })
@@ -111,8 +113,21 @@ mod tests {
             let share = budget.share(&volumes).unwrap();
             let shared = (share.requests as u64 + share.pages) * sizes.len() as u64;
             let taken = needed(&volumes) - (REQUEST_BYTES_MIN + PAGE_BYTES_MIN) * sizes.len() as u64;
-            assert!(shared + taken <= budget.get(), "{sizes:?}: {share:?}");
+            assert!(shared + taken + KEPT_BYTES_MAX as u64 <= budget.get(), "{sizes:?}: {share:?}");
         }
+    }
+
+    /// They once came on top of any budget.
+    #[test]
+    fn buffers_that_are_kept_are_within_the_budget() {
+        let volumes = volumes(&[1 << 30]);
+        let (least, kept) = (needed(&volumes), KEPT_BYTES_MAX as u64);
+        let sum = |budget| {
+            let share = Budget::bytes(budget).share(&volumes).unwrap();
+            share.requests as u64 + share.pages
+        };
+        assert_eq!(sum(least + kept), sum(least));
+        assert_eq!(sum(least + kept + 2 * MIB), sum(least) + 2 * MIB);
     }
 
     #[test]

@@ -93,7 +93,8 @@ impl Core {
         // When that fails, the last root leaves the failed chunk to the next session's replay.
         let _repaired = self.repair().await;
         // Held to the end: nothing is moved any more.
-        let _still = self.reclaimer.lock().await;
+        let mut still = self.reclaimer.lock().await;
+        still.give_up(self).await;
         let mut checkpointer = self.checkpointer.lock().await;
         let (before, waiting) = {
             let mut queue = self.queue();

@@ -2,6 +2,7 @@
 //! share is live (docs/FORMAT.md §11). The moving is that of `reclaim`, the freeing that of any root.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use super::queue::Health;
 use super::reclaim::Step;
@@ -83,7 +84,7 @@ impl Volume {
         // What was moved in a batch that was not finished takes effect as well; until it is given up, nothing
         // that was freed since it began is free. Held to the end, for another one would begin.
         let mut reclaimer = core.reclaimer.lock().await;
-        reclaimer.give_up(core);
+        reclaimer.give_up(core).await;
         core.checkpoint().await?;
         for _ in 0..LAST_ROOTS {
             core.root_again().await?;
@@ -98,7 +99,7 @@ impl Volume {
 impl Core {
     /// Moves what is live in the segments of one batch. Breaks when it was told to, or no segment is worth it.
     async fn empty_a_batch(
-        &self,
+        self: &Arc<Self>,
         progress: &mut (impl FnMut(Density) -> ControlFlow<()> + Send),
     ) -> Result<ControlFlow<()>, VolumeError> {
         loop {

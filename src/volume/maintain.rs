@@ -14,6 +14,8 @@ use super::{Core, VolumeError};
 
 /// Log bytes after which the store is flushed without being asked (docs/FORMAT.md §8.5).
 const FLUSH_BYTES: u64 = 64 << 20;
+/// The same while sectors are moved.
+const FLUSH_BYTES_MOVING: u64 = 4 << 20;
 /// Time after which it is.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// Entries of the delta that start a checkpoint: 65536 runs take about 3 MiB.
@@ -126,6 +128,25 @@ impl Core {
         next
     }
 
+    /// Begins a flush while sectors are moved, and does not wait for it: the roots behind the batch flush everything, and
+    /// writers wait for those. What is on the store by then does not take their time.
+    pub(super) fn flush_ahead(self: &Arc<Self>) {
+        let seq = {
+            let queue = self.queue();
+            if queue.unflushed_bytes < FLUSH_BYTES_MOVING {
+                return;
+            }
+            queue.completed_seq()
+        };
+        if self.flusher.try_lock().is_ok() {
+            let core = self.clone();
+            tokio::spawn(async move {
+                // A failure stops the volume; every later request hears of it.
+                let _flushed = core.flush_to(seq).await;
+            });
+        }
+    }
+
     async fn drop_idle_slots(&self) {
         // Held, so that nothing is dropped any more once the volume is closed.
         let _turn = self.reclaimer.lock().await;
@@ -196,6 +217,7 @@ impl Core {
         match step {
             Ok(Step::Going) => {
                 self.resume_stalled();
+                self.flush_ahead();
                 Next::Again
             }
             Ok(Step::Finished) | Err(VolumeError::NoSpace) => {

@@ -2,27 +2,27 @@
 //! moves to the cold stream, and the root of the next checkpoint frees them.
 //!
 //! A batch chooses segments by what emptying them gains, collects from their chunk headers what might be
-//! live, and sorts it by sector. Then, one chunk a step: what the index still finds in its old place is read,
-//! authenticated and sealed anew. Nobody is kept from the sectors meanwhile: the checkpoint lets a move
+//! live, and sorts it by sector. Then, one chunk a step: what the index still finds in its old place is read and
+//! authenticated ([`ahead`]), sealed anew and written. Nobody is kept from the sectors meanwhile: the checkpoint lets a move
 //! take effect only where no client has written since.
 
-use std::collections::HashSet;
+mod ahead;
 
-use bytes::BytesMut;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use ahead::Ahead;
 use futures_util::stream::{self, StreamExt};
 
 use super::cold::{ColdStream, Move};
 use super::delta::Run;
 use super::segments::ReadGuard;
-use super::tree::{LEAVES_AT_ONCE, page_sectors};
 use super::{Core, VolumeError};
 use crate::cipher::Uid;
-use crate::format::FormatError;
 use crate::format::chunk::{ChunkLayout, ENTRIES_MAX, RECORDS_MAX};
 use crate::format::page::Handle;
 use crate::format::segment::{SEGMENT_HEADER_LEN, SegmentKind};
 use crate::format::table::{Row, SegmentState};
-use crate::geometry::{Lba, SECTOR_LEN, SectorRange};
 use crate::payload::RECORD_LEN;
 
 /// Segments emptied by one batch: with fewer, the pages that a checkpoint writes for their sake cost more
@@ -32,8 +32,6 @@ const VICTIMS_MAX: usize = 64;
 const SECTORS_MAX: u64 = 64 << 10;
 /// A segment that is fuller than this is not worth moving, in parts of its size.
 const WORTH_BELOW: (u64, u64) = (15, 16);
-/// Reads of live sectors under way at once: hides the latency of a remote store.
-const READS_AT_ONCE: usize = 64;
 /// Segments whose chunk headers are read at once, one behind the other in each.
 const SEGMENTS_READ_AT_ONCE: usize = 16;
 
@@ -49,9 +47,10 @@ pub(super) struct Reclaimer {
 
 /// Segments that are being emptied.
 struct Batch {
-    /// What may be live in them, by sector, not looked at yet; last first.
-    candidates: Vec<Run>,
-    total: usize,
+    /// What may be live in them, by sector.
+    live: Ahead,
+    /// Whether any of it was moved.
+    has_moved: bool,
     /// Slots that moving takes in all, and those left to writers beside it.
     moves: u64,
     beside: u64,
@@ -81,7 +80,7 @@ impl Reclaimer {
     /// # Errors
     /// The store's, and [`VolumeError::NoSpace`] when there is no slot to move to. The batch is over then;
     /// what was moved counts all the same.
-    pub(super) async fn step(&mut self, core: &Core) -> Result<Step, VolumeError> {
+    pub(super) async fn step(&mut self, core: &Arc<Core>) -> Result<Step, VolumeError> {
         if self.batch.is_none() {
             if core.moves().wait_for_checkpoint() {
                 return Ok(Step::Finished);
@@ -90,27 +89,29 @@ impl Reclaimer {
             self.batch = Some(batch);
         }
         if self.takes_from_checkpoints(core) {
-            self.give_up(core);
+            self.give_up(core).await;
             return Ok(Step::Finished);
         }
         let moved = self.move_chunk(core).await;
-        let left = self.batch.as_ref().map_or(0, |batch| batch.candidates.len());
-        if moved.is_err() || left == 0 {
-            self.give_up(core);
+        let is_over = self.batch.as_ref().is_none_or(|batch| batch.live.is_empty());
+        if moved.is_err() || is_over {
+            self.give_up(core).await;
         }
-        moved.map(|()| if left == 0 { Step::Finished } else { Step::Going })
+        moved.map(|()| if is_over { Step::Finished } else { Step::Going })
     }
 
     /// Whether the next chunk would take a slot that the checkpoints need which free what was emptied so far: what
     /// a batch fills is an estimate, and checkpoints may have come in between.
     fn takes_from_checkpoints(&self, core: &Core) -> bool {
-        let has_moved = self.batch.as_ref().is_some_and(|batch| batch.candidates.len() < batch.total);
+        let has_moved = self.batch.as_ref().is_some_and(|batch| batch.has_moved);
         has_moved && self.cold.wants_segment(core) && !core.has_room_for_moves()
     }
 
-    /// Ends the batch; what was moved counts.
-    pub(super) fn give_up(&mut self, core: &Core) {
-        self.batch = None;
+    /// Ends the batch; what was moved counts. When it returns, nothing is read for it any more.
+    pub(super) async fn give_up(&mut self, core: &Core) {
+        if let Some(mut batch) = self.batch.take() {
+            batch.live.stop().await;
+        }
         core.room.keep_from_writers(0);
     }
 
@@ -131,9 +132,9 @@ impl Reclaimer {
             break (candidates, sectors);
         };
         candidates.sort_unstable_by_key(|run| std::cmp::Reverse(run.sectors.start));
-        let total = candidates.len();
         let moves = sectors.div_ceil(core.sectors_per_cold_segment());
-        Ok(Some(Batch { candidates, total, moves, beside: core.room_beside(moves), guard }))
+        let beside = core.room_beside(moves);
+        Ok(Some(Batch { live: Ahead::new(candidates), has_moved: false, moves, beside, guard }))
     }
 
     /// What may be live in the segments that are best emptied, and how many sectors are. No more are chosen than have
@@ -168,49 +169,20 @@ impl Reclaimer {
         Ok((candidates, sectors))
     }
 
-    async fn move_chunk(&mut self, core: &Core) -> Result<(), VolumeError> {
+    async fn move_chunk(&mut self, core: &Arc<Core>) -> Result<(), VolumeError> {
         let Some(batch) = &mut self.batch else { return Ok(()) };
         let room = self.cold.room(core)? as u64;
-        let mut runs: Vec<Run> = Vec::new();
-        let mut sectors = 0;
-        while sectors < room {
-            let looked_at = batch.next(room - sectors);
-            if looked_at.is_empty() {
-                break;
-            }
-            core.fetch_leaves_of(&looked_at).await;
-            for run in looked_at {
-                for live in core.still_there(run).await? {
-                    sectors += live.sectors.count;
-                    runs.push(live);
-                }
-            }
-        }
+        let opened = batch.live.next(core, &batch.guard, room).await;
+        self.damaged.extend(batch.live.damaged());
+        let opened = opened?;
         core.room.keep_from_writers(batch.kept());
-        let guard = batch.guard.clone();
-        let read: Vec<(Run, Result<BytesMut, VolumeError>)> = stream::iter(runs)
-            .map(|run| async move { (run, core.open_run(run).await) })
-            .buffered(READS_AT_ONCE)
-            .collect()
-            .await;
-        let mut records = Vec::with_capacity(read.len());
-        let mut old = Vec::with_capacity(read.len());
-        for (run, opened) in read {
-            match opened {
-                Ok(data) => {
-                    records.push((run.sectors, data));
-                    old.push(run);
-                }
-                Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {
-                    let handle = run.loc.handle().expect("only records are moved");
-                    self.damaged.extend(core.segments.table().row(handle).map(|row| row.uid));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if records.is_empty() {
+        if opened.is_empty() {
             return Ok(());
         }
+        batch.has_moved = true;
+        let guard = batch.guard.clone();
+        let (old, records): (Vec<Run>, _) =
+            opened.into_iter().map(|(run, data)| (run, (run.sectors, data))).unzip();
         let new = self.cold.append(core, records).await?;
         let mut moves = core.moves();
         moves.moves.extend(old.iter().zip(new).map(|(run, new)| Move {
@@ -226,24 +198,10 @@ impl Reclaimer {
 }
 
 impl Batch {
-    /// Takes the candidates that come next: at most `sectors_max` sectors, in no more leaves than are fetched together.
-    fn next(&mut self, sectors_max: u64) -> Vec<Run> {
-        let mut taken = Vec::new();
-        let mut left = sectors_max;
-        while left > 0 && taken.len() < LEAVES_AT_ONCE {
-            let Some(run) = self.candidates.pop() else { break };
-            let (now, later) = run.split(left);
-            self.candidates.extend(later);
-            left -= now.sectors.count;
-            taken.push(now);
-        }
-        taken
-    }
-
     /// Slots that writers must leave alone: those still to be filled, and of the others a part. When the
     /// batch ends half of theirs is left, for the time until the roots behind it are written.
     fn kept(&self) -> u64 {
-        let (left, total) = (self.candidates.len() as u64, self.total.max(1) as u64);
+        let (left, total) = self.live.left();
         (self.moves * left).div_ceil(total) + self.beside * (total + left) / (2 * total)
     }
 }
@@ -292,55 +250,6 @@ impl Core {
             wanted = wanted.saturating_sub(segment - u64::from(row.live));
         }
         debt
-    }
-
-    /// Brings the leaves that ascending `runs` start in into memory.
-    async fn fetch_leaves_of(&self, runs: &[Run]) {
-        let _guard = self.segments.table().guard();
-        let tree = self.map().tree.clone();
-        let mut leaves: Vec<u64> = runs.iter().map(|run| run.sectors.start.0 / page_sectors(0)).collect();
-        leaves.dedup();
-        self.pages.fetch(&self.segments, &tree, &leaves).await;
-    }
-
-    /// The parts of `run` that the index still finds there.
-    async fn still_there(&self, run: Run) -> Result<Vec<Run>, VolumeError> {
-        let mut found: Vec<Run> = Vec::new();
-        let mut at = run.sectors.start;
-        let (newer, tree, _guard) = self.resolve(run.sectors);
-        let mut walk = self.pages.walk(&self.segments, &tree);
-        for (sectors, loc) in newer {
-            while at < sectors.end() {
-                let left = SectorRange::new(at, sectors.end().0 - at.0);
-                let current = match loc {
-                    Some(loc) => Run { sectors, loc }.clip(left).expect("inside"),
-                    None => walk.run_at(at, left.count).await?,
-                };
-                let here = run.clip(current.sectors).expect("inside the run");
-                if here.loc == current.loc {
-                    found.push(here);
-                }
-                at = current.sectors.end();
-            }
-        }
-        Ok(found)
-    }
-
-    /// Reads and opens the records of a run: plaintext, with room for the tags.
-    async fn open_run(&self, run: Run) -> Result<BytesMut, VolumeError> {
-        let place = self.segments.place(run.loc)?;
-        let len = usize::try_from(run.sectors.count).expect("a chunk") * RECORD_LEN;
-        let sealed = self.segments.read(&place, run.loc.offset(), len).await?;
-        let mut records = BytesMut::zeroed(len);
-        let pairs = sealed.chunks_exact(RECORD_LEN).zip(records.chunks_exact_mut(RECORD_LEN));
-        for (i, (sealed, record)) in (0u64..).zip(pairs) {
-            let at = run.loc.step(i).offset();
-            let lba = Lba(run.sectors.start.0 + i);
-            place.key.open_record(at, lba, sealed, &mut record[..SECTOR_LEN]).map_err(|_| {
-                VolumeError::damaged("sector", place.phys + at, FormatError::Authentication("sector"))
-            })?;
-        }
-        Ok(records)
     }
 }
 

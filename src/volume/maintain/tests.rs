@@ -100,3 +100,25 @@ async fn a_write_that_came_after_a_judgement_began_is_not_refused_by_it() {
     assert_eq!(behind.await.unwrap(), Ok(core.queue().completed_seq()));
     assert_eq!(rounds.rooted, 0, "what comes now is judged anew");
 }
+
+#[tokio::test]
+async fn a_flush_ahead_is_begun_once_there_is_enough_for_it() {
+    let (_, volume) = open(format().await).await;
+    let core = &volume.core;
+    let write = |at: u64, len: u64| {
+        let range = ByteRange::within(at, len, SIZE).unwrap();
+        let payload = Payload::copy_of(range, &vec![5; usize::try_from(len).unwrap()]);
+        volume.write(payload, Durability::Accepted)
+    };
+    write(0, FLUSH_BYTES_MOVING / 2).await.unwrap();
+    core.flush_ahead();
+    tokio::task::yield_now().await;
+    assert!(core.queue().unflushed_bytes > 0, "there is little");
+    write(FLUSH_BYTES_MOVING / 2, FLUSH_BYTES_MOVING / 2).await.unwrap();
+    let written = core.queue().completed_seq();
+    core.flush_ahead();
+    while core.queue().durable_seq < written {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(core.queue().unflushed_bytes, 0);
+}

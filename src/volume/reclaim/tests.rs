@@ -9,11 +9,12 @@ use keymgmt::secret::Secret32;
 use super::*;
 use crate::cipher::Engine;
 use crate::export::{Durability, Export, ExportError};
-use crate::geometry::{ByteRange, SECTOR_BYTES};
+use crate::geometry::{ByteRange, Lba, SECTOR_BYTES, SECTOR_LEN, SectorRange};
 use crate::payload::Payload;
 use crate::store::SlotStore;
 use crate::store::memory::{Fault, MemoryStore, Operation};
 use crate::volume::create::{Geometry, NewVolume, OverProvisioning};
+use crate::volume::read::tests::{DISTANCE, Distant};
 use crate::volume::unlock::read_header;
 use crate::volume::{OpenMode, Volume};
 
@@ -99,6 +100,55 @@ async fn a_batch_empties_segments_and_everything_reads_as_before() {
         assert_eq!(fill_of(&volume, lba).await, if lba % 2 == 0 { 2 } else { 1 });
     }
     clean(&volume).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_next_chunk_takes_is_read_before_it_is_asked_for() {
+    let geometry = Geometry::with_spare(SIZE, OverProvisioning::MAX).unwrap();
+    let store = Arc::new(Distant::new(&Arc::new(MemoryStore::new(geometry.store_bytes()))));
+    let volume = fresh_on(store, geometry).await;
+    let_half_die(&volume).await;
+    let mut reclaimer = Reclaimer::default();
+    assert_eq!(reclaimer.step(&volume.core).await.unwrap(), Step::Going);
+    tokio::time::sleep(DISTANCE * 10).await;
+    let moved = volume.core.moves().moves.len();
+    let began = tokio::time::Instant::now();
+    assert_eq!(reclaimer.step(&volume.core).await.unwrap(), Step::Going);
+    assert!(volume.core.moves().moves.len() >= moved + 32, "a chunk was moved");
+    // Half of it: the other half of what was looked up is dead.
+    assert!(began.elapsed() <= DISTANCE, "{:?}", began.elapsed());
+}
+
+/// Each run that did not fit into the rest of a segment is divided, and what was read of it with it.
+#[tokio::test]
+async fn long_runs_that_are_moved_read_as_before() {
+    let volume = fresh(SIZE, OverProvisioning::MAX).await;
+    // Runs of 61 sectors, which no chunk holds a whole number of.
+    for (k, lba) in (0..SECTORS - 61).step_by(61).enumerate() {
+        let fills: Vec<u8> = (0..61).flat_map(|i| [long_fill(lba + i); SECTOR_LEN]).collect();
+        volume
+            .write(Payload::copy_of(sectors(&volume, lba, 61), &fills), Durability::Accepted)
+            .await
+            .unwrap();
+        if k % 2 == 0 {
+            write(&volume, SECTORS - 1, 3).await.unwrap();
+            write(&volume, SECTORS - 2, 3).await.unwrap();
+        }
+    }
+    for lba in (0..SECTORS - 61).step_by(61 * 3) {
+        volume.trim(sectors(&volume, lba, 61), Durability::Accepted).await.unwrap();
+    }
+    volume.checkpoint().await.unwrap();
+    assert!(batch(&volume).await > 1000);
+    volume.checkpoint().await.unwrap();
+    for lba in (0..SECTORS / 61 * 61 - 61).filter(|lba| lba / 61 % 3 > 0) {
+        assert_eq!(fill_of(&volume, lba).await, long_fill(lba), "sector {lba}");
+    }
+    clean(&volume).await;
+}
+
+fn long_fill(lba: u64) -> u8 {
+    u8::try_from(lba % 251).unwrap()
 }
 
 #[tokio::test]
@@ -333,7 +383,7 @@ async fn room_is_not_waited_for_while_moves_of_a_failed_batch_keep_it() {
         while core.moves().guards.is_empty() {
             assert_eq!(reclaimer.step(core).await.unwrap(), Step::Going);
         }
-        reclaimer.give_up(core);
+        reclaimer.give_up(core).await;
         // What dies now is freed, and kept by the guard of the moves.
         volume.trim(sectors(&volume, 0, SECTORS / 2), Durability::Accepted).await.unwrap();
         while !core.segments.table().waits_for_readers() {
