@@ -68,25 +68,29 @@ impl Model {
     }
 }
 
-/// A small file system in memory, unmounted when dropped.
-struct Small(PathBuf);
+/// A small file system in memory, unmounted when dropped; its mount point is removed after that.
+struct Small(tempfile::TempDir);
 
 impl Small {
-    fn mount(at: &Path, mib: u32) -> Self {
-        fs::create_dir(at).expect("a mount point");
+    fn mount(mib: u32) -> Self {
+        let small = Self(tempfile::tempdir().expect("a temporary directory"));
         let size = format!("size={mib}m");
-        call("mount", &["-t", "tmpfs", "-o", &size, "sealbd-test", &at.display().to_string()]);
-        Self(at.to_owned())
+        call("mount", &["-t", "tmpfs", "-o", &size, "sealbd-test", &small.path().display().to_string()]);
+        small
     }
 
     fn remount(&self, option: &str) {
-        call("mount", &["-o", &format!("remount,{option}"), &self.0.display().to_string()]);
+        call("mount", &["-o", &format!("remount,{option}"), &self.path().display().to_string()]);
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let _ = outcome(program("umount").arg("--lazy").arg(&self.0));
+        let _ = outcome(program("umount").arg("--lazy").arg(self.path()));
     }
 }
 
@@ -95,12 +99,12 @@ fn volume_in(directory: &Path) -> Served {
     Served::formatted(VOLUME_LEN, Listen::Unix, Some(directory.join("volume").display().to_string()))
 }
 
-/// One on a small file system of its own, which is unmounted last; nothing where none can be mounted.
-fn volume_on(mib: u32) -> Option<(Served, Small, tempfile::TempDir)> {
+/// One on a small file system of its own, which is dropped after it; nothing where none can be mounted.
+fn volume_on(mib: u32) -> Option<(Small, Served)> {
     may_mount().then(|| {
-        let place = tempfile::tempdir().expect("a temporary directory");
-        let small = Small::mount(&place.path().join("small"), mib);
-        (volume_in(&small.0), small, place)
+        let small = Small::mount(mib);
+        let served = volume_in(small.path());
+        (small, served)
     })
 }
 
@@ -124,8 +128,8 @@ fn within(command: Command) -> Command {
 
 #[test]
 fn a_full_disk_is_told_as_such_and_writes_go_on_without_a_restart_once_there_is_room() {
-    let Some((mut served, small, _place)) = volume_on(64) else { return };
-    let ballast = small.0.join("ballast");
+    let Some((small, mut served)) = volume_on(64) else { return };
+    let ballast = small.path().join("ballast");
     fs::write(&ballast, vec![1; 24 << 20]).expect("there is room");
     served.start();
     let mut client = served.connect();
@@ -157,7 +161,7 @@ fn a_full_disk_is_told_as_such_and_writes_go_on_without_a_restart_once_there_is_
 
 #[test]
 fn a_server_killed_on_a_full_disk_loses_nothing_and_opens_once_there_is_room() {
-    let Some((mut served, small, _place)) = volume_on(40) else { return };
+    let Some((small, mut served)) = volume_on(40) else { return };
     served.start();
     let mut client = served.connect();
     let (mut model, mut random) = (Model::default(), Random::new(2));
@@ -183,7 +187,7 @@ fn a_server_killed_on_a_full_disk_loses_nothing_and_opens_once_there_is_room() {
 
 #[test]
 fn a_volume_on_a_read_only_file_system_is_refused_with_the_cause_and_served_read_only() {
-    let Some((mut served, small, _place)) = volume_on(64) else { return };
+    let Some((small, mut served)) = volume_on(64) else { return };
     served.start();
     let mut model = Model::default();
     let mut client = served.connect();
