@@ -60,7 +60,7 @@ impl Budget {
         let exported: u64 = volumes.iter().map(|volume| volume.export_bytes).sum();
         let tables = ((exported >> 20) * 11_000_000) >> 20;
         let more = volumes.len().saturating_sub(1) as u64;
-        Self((64 * MIB + more * 32 * MIB + tables).max(needed(volumes)))
+        Self((64 * MIB + more * 32 * MIB + tables).max(needed(volumes) + KEPT_BYTES_MAX as u64))
     }
 
     /// Shares the budget out.
@@ -94,6 +94,7 @@ fn needed(volumes: &[Geometry]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::create::OverProvisioning;
 
     fn volumes(sizes: &[u64]) -> Vec<Geometry> {
         sizes.iter().map(|size| Geometry::for_export(*size).unwrap()).collect()
@@ -128,6 +129,15 @@ mod tests {
         };
         assert_eq!(sum(least + kept), sum(least));
         assert_eq!(sum(least + kept + 2 * MIB), sum(least) + 2 * MIB);
+    }
+
+    /// Segments beyond the usual number once took the place of those buffers.
+    #[test]
+    fn buffers_that_are_kept_are_within_the_default_of_volumes_with_many_segments() {
+        let volumes = [Geometry::with_spare(4 << 40, OverProvisioning::MAX).unwrap()];
+        let least = needed(&volumes);
+        assert!(least > 64 * MIB + 44_000_000, "more than what the size alone gives");
+        assert_eq!(Budget::default_for(&volumes).get(), least + KEPT_BYTES_MAX as u64);
     }
 
     #[test]

@@ -109,10 +109,11 @@ impl Reclaimer {
 
     /// Ends the batch; what was moved counts. When it returns, nothing is read for it any more.
     pub(super) async fn give_up(&mut self, core: &Core) {
-        if let Some(mut batch) = self.batch.take() {
+        let batch = self.batch.take();
+        core.room.keep_from_writers(0);
+        if let Some(mut batch) = batch {
             batch.live.stop().await;
         }
-        core.room.keep_from_writers(0);
     }
 
     async fn begin(&mut self, core: &Core) -> Result<Option<Batch>, VolumeError> {

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use futures_util::stream::{self, FuturesOrdered, StreamExt};
+use futures_util::stream::{self, StreamExt};
 use tokio::task::JoinHandle;
 
+use crate::buffers;
 use crate::cipher::Uid;
 use crate::format::FormatError;
 use crate::geometry::{Lba, SECTOR_LEN, SectorRange};
@@ -26,9 +27,11 @@ const PORTIONS_AT_ONCE: usize = 4;
 pub(super) struct Ahead {
     /// Not looked at yet; last first.
     candidates: Vec<Run>,
-    total: usize,
-    /// Being opened.
-    portions: FuturesOrdered<JoinHandle<Result<Portion, VolumeError>>>,
+    /// Sectors there were, and those that may still come.
+    total: u64,
+    left: u64,
+    /// Being opened, the first ones first.
+    portions: VecDeque<JoinHandle<Result<Portion, VolumeError>>>,
     /// Waiting for a chunk: plaintext, with room for the tags.
     opened: VecDeque<(Run, BytesMut)>,
     damaged: Vec<Uid>,
@@ -38,17 +41,20 @@ pub(super) struct Ahead {
 #[derive(Default)]
 struct Portion {
     opened: Vec<(Run, BytesMut)>,
+    /// Sectors that were looked at and are not among them.
+    left_out: u64,
     damaged: Vec<Uid>,
 }
 
 impl Ahead {
     /// Of `candidates`, which are sorted by sector, the last one first.
     pub(super) fn new(candidates: Vec<Run>) -> Self {
-        let total = candidates.len();
+        let total = sectors_of(&candidates);
         Self {
             candidates,
             total,
-            portions: FuturesOrdered::new(),
+            left: total,
+            portions: VecDeque::new(),
             opened: VecDeque::new(),
             damaged: Vec::new(),
         }
@@ -56,13 +62,12 @@ impl Ahead {
 
     /// Whether there is nothing left.
     pub(super) fn is_empty(&self) -> bool {
-        self.candidates.is_empty() && self.portions.is_empty() && self.opened.is_empty()
+        self.left == 0
     }
 
-    /// How many runs there are left, about, and how many there were, at least one.
+    /// How many sectors may still come, and how many there were, at least one.
     pub(super) fn left(&self) -> (u64, u64) {
-        let left = self.candidates.len() + self.portions.len() * LEAVES_AT_ONCE + self.opened.len();
-        (left.min(self.total) as u64, self.total.max(1) as u64)
+        (self.left, self.total.max(1))
     }
 
     /// The segments in which damage was found since this was last asked.
@@ -94,20 +99,28 @@ impl Ahead {
             if sectors >= sectors_max {
                 break;
             }
-            let Some(joined) = self.portions.next().await else { break };
+            let Some(first) = self.portions.front_mut() else { break };
+            let joined = first.await;
+            self.portions.pop_front();
             let portion = joined.unwrap_or_else(|error| match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(stopped) => Err(VolumeError::Stopped(format!("the runtime is shutting down: {stopped}"))),
             })?;
+            self.left -= portion.left_out;
             self.opened.extend(portion.opened);
             self.damaged.extend(portion.damaged);
         }
         Ok(self.take(sectors_max))
     }
 
-    /// Waits for what is being read, and drops it.
+    /// Ends what is being read. When it returns, no task is left.
     pub(super) async fn stop(&mut self) {
-        while self.portions.next().await.is_some() {}
+        self.portions.iter().for_each(JoinHandle::abort);
+        while let Some(first) = self.portions.front_mut() {
+            // Of one that panicked the panic hook has told; what was looked at is looked at again by another batch.
+            let _ended = first.await;
+            self.portions.pop_front();
+        }
     }
 
     /// The candidates of one task: no more than lie in the leaves that are fetched together.
@@ -132,19 +145,29 @@ impl Ahead {
             let (now, later) = run.split(left);
             if let Some(later) = later {
                 let len = usize::try_from(now.sectors.count).expect("a portion") * RECORD_LEN;
-                self.opened.push_front((later, data.split_off(len)));
+                // Memory that is used again must be whole.
+                let mut rest = buffers::take(data.len() - len);
+                rest.copy_from_slice(&data[len..]);
+                data.truncate(len);
+                self.opened.push_front((later, rest));
             }
             left -= now.sectors.count;
             taken.push((now, data));
         }
+        self.left -= sectors_max - left;
         taken
     }
+}
+
+fn sectors_of(runs: &[Run]) -> u64 {
+    runs.iter().map(|run| run.sectors.count).sum()
 }
 
 impl Core {
     /// Opens what of ascending `candidates` the index still finds in its place.
     async fn open_live(&self, candidates: Vec<Run>) -> Result<Portion, VolumeError> {
         self.fetch_leaves_of(&candidates).await;
+        let mut portion = Portion { left_out: sectors_of(&candidates), ..Portion::default() };
         let mut live = Vec::new();
         for run in candidates {
             live.append(&mut self.still_there(run).await?);
@@ -152,10 +175,12 @@ impl Core {
         let mut opened = stream::iter(live)
             .map(|run| async move { (run, self.open_run(run).await) })
             .buffered(LEAVES_AT_ONCE);
-        let mut portion = Portion::default();
         while let Some((run, data)) = opened.next().await {
             match data {
-                Ok(data) => portion.opened.push((run, data)),
+                Ok(data) => {
+                    portion.left_out -= run.sectors.count;
+                    portion.opened.push((run, data));
+                }
                 Err(VolumeError::Damaged { .. } | VolumeError::Inconsistent(_)) => {
                     let handle = run.loc.handle().expect("only records are moved");
                     portion.damaged.extend(self.segments.table().row(handle).map(|row| row.uid));
@@ -203,7 +228,7 @@ impl Core {
         let place = self.segments.place(run.loc)?;
         let len = usize::try_from(run.sectors.count).expect("a chunk") * RECORD_LEN;
         let sealed = self.segments.read(&place, run.loc.offset(), len).await?;
-        let mut records = BytesMut::zeroed(len);
+        let mut records = buffers::take(len);
         let pairs = sealed.chunks_exact(RECORD_LEN).zip(records.chunks_exact_mut(RECORD_LEN));
         for (i, (sealed, record)) in (0u64..).zip(pairs) {
             let at = run.loc.step(i).offset();

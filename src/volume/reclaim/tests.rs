@@ -119,6 +119,98 @@ async fn what_the_next_chunk_takes_is_read_before_it_is_asked_for() {
     assert!(began.elapsed() <= DISTANCE, "{:?}", began.elapsed());
 }
 
+/// It once counted runs, and what was being read as many of them: with few and long ones, writers got nothing
+/// before the batch was at its end.
+#[tokio::test]
+async fn what_is_left_of_long_runs_falls_with_what_was_moved() {
+    let volume = fresh(SIZE, OverProvisioning::MAX).await;
+    for lba in (0..SECTORS).step_by(256) {
+        let payload = Payload::copy_of(sectors(&volume, lba, 256), &[1; 256 * SECTOR_LEN]);
+        volume.write(payload, Durability::Accepted).await.unwrap();
+    }
+    volume.checkpoint().await.unwrap();
+    for lba in (0..SECTORS).step_by(256 * 3) {
+        volume.trim(sectors(&volume, lba, 256), Durability::Accepted).await.unwrap();
+    }
+    volume.checkpoint().await.unwrap();
+    let mut reclaimer = Reclaimer::default();
+    let mut steps = 0;
+    while reclaimer.step(&volume.core).await.unwrap() == Step::Going {
+        let batch = reclaimer.batch.as_ref().expect("it goes on");
+        let moved: u64 = volume.core.moves().moves.iter().map(|moved| moved.sectors.count).sum();
+        let (left, total) = batch.live.left();
+        assert!(left <= total - moved, "{left} of {total} sectors are left, {moved} were moved");
+        assert!(batch.kept() <= (batch.moves + batch.beside) * (total + left) / (2 * total) + 1);
+        steps += 1;
+    }
+    assert!(steps > 4, "{steps}");
+}
+
+/// Nobody wants what is being read, and writers wait for the slots that the batch kept.
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_is_given_up_does_not_wait_for_the_store() {
+    let geometry = Geometry::with_spare(SIZE, OverProvisioning::MAX).unwrap();
+    let store = Arc::new(Distant::new(&Arc::new(MemoryStore::new(geometry.store_bytes()))));
+    let volume = fresh_on(store, geometry).await;
+    let_half_die(&volume).await;
+    let mut reclaimer = Reclaimer::default();
+    assert_eq!(reclaimer.step(&volume.core).await.unwrap(), Step::Going);
+    let began = tokio::time::Instant::now();
+    reclaimer.give_up(&volume.core).await;
+    assert!(began.elapsed() < DISTANCE / 2, "{:?}", began.elapsed());
+    assert!(!reclaimer.is_going());
+    clean(&volume).await;
+}
+
+/// In front of what is moved next, sectors were looked up already when clients write and trim them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_between_look_up_and_move_stays() {
+    let volume = half_dead(OverProvisioning::MAX).await;
+    let core = &volume.core;
+    let mut model: Vec<u8> = (0..SECTORS).map(|lba| if lba % 2 == 0 { 2 } else { 1 }).collect();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |bound: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % bound
+    };
+    let mut going = 0;
+    for round in 0..300 {
+        let step = core.reclaimer.lock().await.step(core).await;
+        going += u32::from(matches!(step, Ok(Step::Going)));
+        let front = core.moves().moves.iter().map(|moved| moved.sectors.end().0).max().unwrap_or(0);
+        for near in [true, false].repeat(20) {
+            let lba = if near { (front + below(1200)) % SECTORS } else { below(SECTORS) };
+            if below(4) == 0 {
+                let count = (below(8) + 1).min(SECTORS - lba);
+                volume.trim(sectors(&volume, lba, count), Durability::Accepted).await.unwrap();
+                (lba..lba + count).for_each(|lba| model[usize::try_from(lba).unwrap()] = 0);
+            } else {
+                let fill = u8::try_from(below(250) + 3).unwrap();
+                write(&volume, lba, fill).await.unwrap();
+                model[usize::try_from(lba).unwrap()] = fill;
+            }
+        }
+        if round % 3 == 0 {
+            volume.checkpoint().await.unwrap();
+        }
+        if round % 4 == 0 {
+            core.root_again().await.unwrap();
+        }
+        if below(23) == 0 {
+            core.reclaimer.lock().await.give_up(core).await;
+        }
+    }
+    assert!(going > 20, "{going}");
+    assert!(core.reclaimer.lock().await.damaged.is_empty());
+    for (lba, fill) in (0..).zip(model) {
+        assert_eq!(fill_of(&volume, lba).await, fill, "sector {lba}");
+    }
+    clean(&volume).await;
+    volume.close().await.unwrap();
+}
+
 /// Each run that did not fit into the rest of a segment is divided, and what was read of it with it.
 #[tokio::test]
 async fn long_runs_that_are_moved_read_as_before() {
