@@ -107,7 +107,7 @@ impl Reclaimer {
         has_moved && self.cold.wants_segment(core) && !core.has_room_for_moves()
     }
 
-    /// Ends the batch; what was moved counts. When it returns, nothing is read for it any more.
+    /// Ends the batch; what was moved counts. When it returns, no task of it is left.
     pub(super) async fn give_up(&mut self, core: &Core) {
         let batch = self.batch.take();
         core.room.keep_from_writers(0);

@@ -62,7 +62,7 @@ impl Ahead {
 
     /// Whether there is nothing left.
     pub(super) fn is_empty(&self) -> bool {
-        self.left == 0
+        self.candidates.is_empty() && self.portions.is_empty() && self.opened.is_empty()
     }
 
     /// How many sectors may still come, and how many there were, at least one.
