@@ -21,6 +21,7 @@
 //! | 1 | [`store`] | [`store::SlotStore`] and the stores there are: file, remote NBD, memory |
 //! | 1 | [`export`] | [`export::Export`], the seam between the server and volumes |
 //! | 0 | [`geometry`], [`payload`], [`wire`] | addresses, the memory of one write, NBD's bytes for server and client |
+//! | 0 | [`buffers`] | memory of long requests, used again |
 //! | 0 | [`private_socket`] | unix sockets for our user alone |
 //! | 0 | [`audit`] | the audit log: hash-chained records; knows no volume, no store, no key manager |
 //!
@@ -79,6 +80,8 @@ pub mod geometry;
 pub mod nbd;
 pub mod payload;
 pub mod private_socket;
+#[cfg(test)]
+mod random;
 pub mod server;
 pub mod store;
 pub mod volume;

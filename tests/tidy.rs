@@ -8,7 +8,7 @@ const SOURCE_LINES_MAX: usize = 600;
 
 /// Modules of `src/` by layer, lowest first. A module uses lower layers only; siblings do not see each other.
 const LAYERS: [&[&str]; 7] = [
-    &["geometry", "buffers", "payload", "wire", "audit", "private_socket"],
+    &["geometry", "buffers", "payload", "wire", "audit", "private_socket", "random"],
     &["export", "cipher", "store"],
     &["format"],
     &["volume"],

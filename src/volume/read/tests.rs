@@ -26,7 +26,7 @@ pub(in crate::volume) const DISTANCE: Duration = Duration::from_millis(1);
 
 /// A store whose reads take a millisecond each, as many at once as one likes.
 pub(in crate::volume) struct Distant {
-    inner: Arc<MemoryStore>,
+    inner: MemoryStore,
     /// Bytes of reads under way, now and at most.
     under_way: (AtomicUsize, AtomicUsize),
     /// Where each read began and ended.
@@ -36,13 +36,14 @@ pub(in crate::volume) struct Distant {
 }
 
 impl Distant {
-    pub(in crate::volume) fn new(inner: &Arc<MemoryStore>) -> Self {
-        Self {
-            inner: inner.clone(),
+    /// With room for the volume of `geometry`.
+    pub(in crate::volume) fn new(geometry: &Geometry) -> Arc<Self> {
+        Arc::new(Self {
+            inner: MemoryStore::new(geometry.store_bytes()),
             under_way: (AtomicUsize::new(0), AtomicUsize::new(0)),
             reads: Mutex::default(),
             bad: AtomicU64::new(u64::MAX),
-        }
+        })
     }
 
     fn take_reads(&self) -> Vec<Range<u64>> {
@@ -119,7 +120,7 @@ async fn scattered(between: u64) -> (Arc<Distant>, Volume) {
 
 async fn distant() -> (Arc<Distant>, Volume) {
     let geometry = Geometry::for_export(SIZE).unwrap();
-    let distant = Arc::new(Distant::new(&Arc::new(MemoryStore::new(geometry.store_bytes()))));
+    let distant = Distant::new(&geometry);
     let volume = fresh_on(distant.clone(), geometry).await;
     (distant, volume)
 }

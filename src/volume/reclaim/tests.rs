@@ -11,6 +11,7 @@ use crate::cipher::Engine;
 use crate::export::{Durability, Export, ExportError};
 use crate::geometry::{ByteRange, Lba, SECTOR_BYTES, SECTOR_LEN, SectorRange};
 use crate::payload::Payload;
+use crate::random::Random;
 use crate::store::SlotStore;
 use crate::store::memory::{Fault, MemoryStore, Operation};
 use crate::volume::create::{Geometry, NewVolume, OverProvisioning};
@@ -64,6 +65,14 @@ async fn half_dead(spare: OverProvisioning) -> Volume {
     volume
 }
 
+/// The same where each read takes [`DISTANCE`].
+async fn half_dead_and_distant() -> Volume {
+    let geometry = Geometry::with_spare(SIZE, OverProvisioning::MAX).unwrap();
+    let volume = fresh_on(Distant::new(&geometry), geometry).await;
+    let_half_die(&volume).await;
+    volume
+}
+
 async fn let_half_die(volume: &Volume) {
     for lba in 0..SECTORS {
         write(volume, lba, 1).await.unwrap();
@@ -104,10 +113,7 @@ async fn a_batch_empties_segments_and_everything_reads_as_before() {
 
 #[tokio::test(start_paused = true)]
 async fn what_the_next_chunk_takes_is_read_before_it_is_asked_for() {
-    let geometry = Geometry::with_spare(SIZE, OverProvisioning::MAX).unwrap();
-    let store = Arc::new(Distant::new(&Arc::new(MemoryStore::new(geometry.store_bytes()))));
-    let volume = fresh_on(store, geometry).await;
-    let_half_die(&volume).await;
+    let volume = half_dead_and_distant().await;
     let mut reclaimer = Reclaimer::default();
     assert_eq!(reclaimer.step(&volume.core).await.unwrap(), Step::Going);
     tokio::time::sleep(DISTANCE * 10).await;
@@ -149,10 +155,7 @@ async fn what_is_left_of_long_runs_falls_with_what_was_moved() {
 /// Nobody wants what is being read, and writers wait for the slots that the batch kept.
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_is_given_up_does_not_wait_for_the_store() {
-    let geometry = Geometry::with_spare(SIZE, OverProvisioning::MAX).unwrap();
-    let store = Arc::new(Distant::new(&Arc::new(MemoryStore::new(geometry.store_bytes()))));
-    let volume = fresh_on(store, geometry).await;
-    let_half_die(&volume).await;
+    let volume = half_dead_and_distant().await;
     let mut reclaimer = Reclaimer::default();
     assert_eq!(reclaimer.step(&volume.core).await.unwrap(), Step::Going);
     let began = tokio::time::Instant::now();
@@ -168,26 +171,20 @@ async fn what_is_written_between_look_up_and_move_stays() {
     let volume = half_dead(OverProvisioning::MAX).await;
     let core = &volume.core;
     let mut model: Vec<u8> = (0..SECTORS).map(|lba| if lba % 2 == 0 { 2 } else { 1 }).collect();
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut below = |bound: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % bound
-    };
+    let mut random = Random(1);
     let mut going = 0;
     for round in 0..300 {
         let step = core.reclaimer.lock().await.step(core).await;
         going += u32::from(matches!(step, Ok(Step::Going)));
         let front = core.moves().moves.iter().map(|moved| moved.sectors.end().0).max().unwrap_or(0);
         for near in [true, false].repeat(20) {
-            let lba = if near { (front + below(1200)) % SECTORS } else { below(SECTORS) };
-            if below(4) == 0 {
-                let count = (below(8) + 1).min(SECTORS - lba);
+            let lba = if near { (front + random.below(1200)) % SECTORS } else { random.below(SECTORS) };
+            if random.below(4) == 0 {
+                let count = (random.below(8) + 1).min(SECTORS - lba);
                 volume.trim(sectors(&volume, lba, count), Durability::Accepted).await.unwrap();
                 (lba..lba + count).for_each(|lba| model[usize::try_from(lba).unwrap()] = 0);
             } else {
-                let fill = u8::try_from(below(250) + 3).unwrap();
+                let fill = u8::try_from(random.below(250) + 3).unwrap();
                 write(&volume, lba, fill).await.unwrap();
                 model[usize::try_from(lba).unwrap()] = fill;
             }
@@ -198,7 +195,7 @@ async fn what_is_written_between_look_up_and_move_stays() {
         if round % 4 == 0 {
             core.root_again().await.unwrap();
         }
-        if below(23) == 0 {
+        if random.below(23) == 0 {
             core.reclaimer.lock().await.give_up(core).await;
         }
     }

@@ -1,14 +1,11 @@
 //! Leaves of the index where the store has to be waited for.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
 use super::*;
 use crate::export::{Durability, Export, ZeroMode};
 use crate::geometry::{ByteRange, SECTOR_BYTES, SECTOR_LEN};
 use crate::payload::Payload;
-use crate::store::memory::MemoryStore;
 use crate::volume::Volume;
 use crate::volume::create::Geometry;
 use crate::volume::read::tests::{DISTANCE, Distant};
@@ -22,7 +19,7 @@ const SOON: u32 = 20;
 
 async fn distant() -> Volume {
     let geometry = Geometry::for_export(SIZE).unwrap();
-    fresh_on(Arc::new(Distant::new(&Arc::new(MemoryStore::new(geometry.store_bytes())))), geometry).await
+    fresh_on(Distant::new(&geometry), geometry).await
 }
 
 fn sector(leaf: u64, index: u64) -> ByteRange {

@@ -1,24 +1,12 @@
 //! Many suspensions under load: nothing fails, nothing is lost.
 
 use super::*;
+use crate::random::Random;
 
 const CYCLES: usize = 200;
 const WRITERS: u64 = 4;
 /// Sectors of each writer, where nobody else writes.
 const SECTORS: u64 = 16;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 /// Writes and verifies its own sectors until told to end; how often, and what is there.
 async fn write(gate: Arc<Gate>, writer: u64, seed: u64, end: watch::Receiver<bool>) -> (u64, Vec<u8>) {
